@@ -1,0 +1,26 @@
+"""Turn checkpoints into GGUF files: exact, in one pass, in memory that does not grow with the model.
+
+    from quantize import convert, find_file_type
+    report = convert(Path("Llama-2-7b-chat-hf"), Path("llama-2-7b-chat.gguf"), find_file_type("q4_k_m"))
+
+A library of its own: it knows nothing of the program around it.
+"""
+
+from __future__ import annotations
+
+from quantize.errors import QuantizeError
+from quantize.header import Provenance
+from quantize.pipeline import ConversionReport, check, convert
+from quantize.recipe import DEFAULT_FILE_TYPE, FILE_TYPES, FileType, find_file_type
+
+__all__ = [
+    "DEFAULT_FILE_TYPE",
+    "FILE_TYPES",
+    "ConversionReport",
+    "FileType",
+    "Provenance",
+    "QuantizeError",
+    "check",
+    "convert",
+    "find_file_type",
+]

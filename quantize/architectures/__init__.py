@@ -1,0 +1,26 @@
+"""One file a model family; this table finds the right one for a config.json.
+
+To add a family: write a subclass of `Architecture` in a file of its own and name it in `ARCHITECTURES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantize.architectures.base import Architecture
+from quantize.architectures.llama import Llama
+from quantize.errors import UnsupportedArchitecture
+
+ARCHITECTURES: tuple[type[Architecture], ...] = (Llama,)
+
+
+def find_architecture(config: Mapping[str, Any], config_path: Path) -> Architecture:
+    """Return the architecture that `config` names, with its numbers read; raise `UnsupportedArchitecture`."""
+    by_name = {name: architecture for architecture in ARCHITECTURES for name in architecture.hf_names}
+    names = config.get("architectures")
+    wanted = str(names[0]) if isinstance(names, list) and names else str(config.get("model_type", "unknown"))
+    if wanted not in by_name:
+        raise UnsupportedArchitecture(wanted, sorted(by_name))
+    return by_name[wanted](config, config_path)

@@ -1,0 +1,132 @@
+"""A tensor that has not been read yet: where its rows are, and how to get some of them.
+
+Weights are larger than memory, so nothing here holds a whole tensor. A `TensorSource` hands out runs of rows as
+raw bytes; wrapping one in another (`PermutedRows`) changes the order of rows without touching the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from quantize.errors import TensorError
+from quantize.ggml import Buffer, row_size
+
+ITEM_SIZES = {GGMLQuantizationType.F32: 4, GGMLQuantizationType.F16: 2, GGMLQuantizationType.BF16: 2}
+
+
+class TensorSource(Protocol):
+    """Rows of a tensor, read on demand."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions in NumPy order: the last one is the row length."""
+
+    @property
+    def qtype(self) -> GGMLQuantizationType:
+        """F32, F16 or BF16."""
+
+    @property
+    def row_group(self) -> int:
+        """Rows come only in multiples of this many."""
+
+    def read_rows(self, first: int, n_rows: int, out: Buffer) -> None:
+        """Fill `out` (n_rows × row bytes) with the rows from `first` on. Safe from several threads."""
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor stored contiguously in a file that stays open as `fd`."""
+
+    name: str
+    shape: tuple[int, ...]
+    qtype: GGMLQuantizationType
+    path: Path
+    fd: int
+    offset: int
+    row_group: int = 1
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes the tensor takes in its file."""
+        return count_elements(self.shape) * ITEM_SIZES[self.qtype]
+
+    def read_rows(self, first: int, n_rows: int, out: Buffer) -> None:
+        """See `TensorSource`; a file that has become shorter since it was opened raises `TensorError`."""
+        n_row_bytes = row_size(self.qtype, self.shape[-1])
+        view = out[: n_rows * n_row_bytes].data
+        position = self.offset + first * n_row_bytes
+        while view:
+            n_read = os.preadv(self.fd, [view], position)
+            if n_read == 0:
+                raise TensorError(self.path, self.name, "ends early: the file has become shorter")
+            view, position = view[n_read:], position + n_read
+
+
+@dataclass(frozen=True)
+class ComputedTensor:
+    """A small F32 tensor that the architecture adds, such as `rope_freqs`."""
+
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    qtype: GGMLQuantizationType = GGMLQuantizationType.F32
+    row_group: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `TensorSource`."""
+        return self.values.shape
+
+    def read_rows(self, first: int, n_rows: int, out: Buffer) -> None:
+        """See `TensorSource`."""
+        rows = self.values.reshape(-1, self.shape[-1])[first : first + n_rows]
+        out[: rows.nbytes] = np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
+
+
+@dataclass(frozen=True)
+class PermutedRows:
+    """Q or K rows reordered from Hugging Face's RoPE layout to ggml's.
+
+    Hugging Face rotates (x[i], x[i + d/2]) of a head of size d, ggml rotates neighbours (x[2i], x[2i + 1]), so
+    within each head the two halves are interleaved. For K the heads are the key-value heads.
+    Source: `LlamaModel.permute` in llama.cpp's conversion/llama.py.
+    """
+
+    source: TensorSource
+    n_head: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `TensorSource`."""
+        return self.source.shape
+
+    @property
+    def qtype(self) -> GGMLQuantizationType:
+        """See `TensorSource`."""
+        return self.source.qtype
+
+    @property
+    def row_group(self) -> int:
+        """A whole head."""
+        return self.shape[0] // self.n_head
+
+    def read_rows(self, first: int, n_rows: int, out: Buffer) -> None:
+        """See `TensorSource`; `first` and `n_rows` are whole heads."""
+        n_row_bytes = ITEM_SIZES[self.qtype] * count_elements(self.shape[1:])
+        size = n_rows * n_row_bytes
+        halves = np.empty(size, np.uint8)
+        self.source.read_rows(first, n_rows, halves)
+        grouped = halves.reshape(n_rows // self.row_group, 2, self.row_group // 2, n_row_bytes)
+        np.copyto(out[:size].reshape(grouped.shape[0], self.row_group // 2, 2, n_row_bytes), grouped.swapaxes(1, 2))
+
+
+def count_elements(shape: tuple[int, ...]) -> int:
+    """Product of the dimensions, in Python's unbounded integers: shapes come from files."""
+    n_elements = 1
+    for dimension in shape:
+        n_elements *= dimension
+    return n_elements

@@ -1,0 +1,80 @@
+"""What can go wrong on the way from a checkpoint to a GGUF file.
+
+Every error a user can meet is a `QuantizeError`: one sentence in `str(error)`, one next step in
+`error.next_step`, and the facts as attributes. Anything else that is raised is a bug.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class QuantizeError(Exception):
+    """Base of everything this library raises on purpose."""
+
+    next_step = "Check that the checkpoint was downloaded completely and comes from a source you trust."
+
+
+class CheckpointError(QuantizeError):
+    """A file of the checkpoint is missing, damaged, or disagrees with another one."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path.name}: {problem}")
+        self.path = path
+        self.problem = problem
+
+    next_step = "Download the checkpoint again; if it stays like this, the repository itself is damaged."
+
+
+class TensorError(CheckpointError):
+    """A tensor is missing, has an unexpected shape, or holds NaN or infinity."""
+
+    def __init__(self, path: Path, tensor: str, problem: str) -> None:
+        super().__init__(path, f"tensor {tensor} {problem}")
+        self.tensor = tensor
+
+
+class UnsupportedArchitecture(QuantizeError):
+    """config.json names an architecture there is no file for in `quantize/architectures`."""
+
+    def __init__(self, architecture: str, supported: list[str]) -> None:
+        super().__init__(f"The architecture {architecture!r} is not supported.")
+        self.architecture = architecture
+        self.supported = supported
+        self.next_step = f"Supported are: {', '.join(supported)}."
+
+
+class UnsupportedTokenizer(QuantizeError):
+    """The tokenizer is of a kind, or has a pre-tokenizer, that is not known to be exact in llama.cpp."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"The tokenizer cannot be converted exactly: {problem}.")
+        self.problem = problem
+
+    next_step = "Look for a checkpoint of the same model with the original tokenizer files."
+
+
+class UnsupportedWeights(QuantizeError):
+    """The weights are in a container or number format that is not read here."""
+
+    def __init__(self, problem: str, next_step: str) -> None:
+        super().__init__(problem)
+        self.next_step = next_step
+
+
+class UnknownFileType(QuantizeError):
+    """A file type (`Q4_K_M`, …) that is not offered."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"There is no quant named {name!r}.")
+        self.name = name
+        self.next_step = f"Choose one of: {', '.join(known)}."
+
+
+class OutputError(QuantizeError):
+    """The GGUF file could not be written, or did not survive being read back."""
+
+    def __init__(self, path: Path, problem: str, next_step: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.next_step = next_step

@@ -1,0 +1,123 @@
+"""The one door to ggml's own conversion and quantization kernels.
+
+They live in `libggml-base`, which llama-cpp-python ships; calling them instead of porting them is what makes
+every byte equal to llama.cpp's. They are reached through ctypes, which releases the GIL for the length of a
+call, so threads run them in parallel. Not here: which tensor gets which type (`recipe`), files (`writer`).
+
+Source: ggml/include/ggml.h (`ggml_quantize_chunk`, `ggml_validate_row_data`, the `*_to_fp32_row` converters).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+Buffer = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_LIBRARY_NAMES = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
+
+_TO_F32 = {
+    GGMLQuantizationType.F16: "ggml_fp16_to_fp32_row",
+    GGMLQuantizationType.BF16: "ggml_bf16_to_fp32_row",
+}
+
+
+def row_size(qtype: GGMLQuantizationType, n_columns: int) -> int:
+    """Bytes of one row of `n_columns` elements; the columns must be whole blocks."""
+    block_size, type_size = GGML_QUANT_SIZES[qtype]
+    if n_columns % block_size:
+        raise ValueError(f"{n_columns} columns are not whole blocks of {qtype.name} ({block_size})")
+    return n_columns // block_size * type_size
+
+
+def to_f32(source: Buffer, qtype: GGMLQuantizationType, out: Floats) -> None:
+    """Widen the F16 or BF16 values in `source` into `out` (as many elements as `out` has)."""
+    convert = getattr(_library(), _TO_F32[qtype])
+    convert(source.ctypes.data, out.ctypes.data, out.size)
+
+
+def quantize_rows(rows: Floats, qtype: GGMLQuantizationType, out: Buffer) -> None:
+    """Quantize `rows` (n_rows × n_columns, C order) into `out` (n_rows × row_size bytes).
+
+    Every row is quantized by itself, so any split of a tensor into runs of rows gives the same bytes.
+    """
+    n_rows, n_columns = rows.shape
+    n_bytes = _library().ggml_quantize_chunk(qtype, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, None)
+    if n_bytes != n_rows * row_size(qtype, n_columns):
+        raise RuntimeError(f"ggml wrote {n_bytes} bytes of {qtype.name} for {n_rows}×{n_columns} values")
+
+
+def is_finite(data: Buffer | Floats, qtype: GGMLQuantizationType) -> bool:
+    """Whether no value (or block scale) in `data` is NaN or infinite."""
+    return bool(_library().ggml_validate_row_data(qtype, data.ctypes.data, data.nbytes))
+
+
+def read_tensor_table(path: Path) -> dict[str, tuple[GGMLQuantizationType, int, int]]:
+    """Read a GGUF file's tensor table with ggml's own reader: name → (type, offset in the file, size), in bytes.
+
+    A file that ggml refuses gives an empty table.
+    """
+    library = _library()
+    context = library.gguf_init_from_file(os.fsencode(path), _InitParams(no_alloc=True, context=None))
+    if not context:
+        return {}
+    try:
+        data_start = library.gguf_get_data_offset(context)
+        return {
+            library.gguf_get_tensor_name(context, i).decode(): (
+                GGMLQuantizationType(library.gguf_get_tensor_type(context, i)),
+                data_start + library.gguf_get_tensor_offset(context, i),
+                library.gguf_get_tensor_size(context, i),
+            )
+            for i in range(library.gguf_get_n_tensors(context))
+        }
+    finally:
+        library.gguf_free(context)
+
+
+class _InitParams(ctypes.Structure):
+    """`struct gguf_init_params`."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
+
+
+_INT, _INT64, _SIZE, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_size_t, ctypes.c_void_p
+
+_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_quantize_chunk": (_SIZE, [_INT, _POINTER, _POINTER, _INT64, _INT64, _INT64, _POINTER]),
+    "ggml_validate_row_data": (ctypes.c_bool, [_INT, _POINTER, _SIZE]),
+    "ggml_fp16_to_fp32_row": (None, [_POINTER, _POINTER, _INT64]),
+    "ggml_bf16_to_fp32_row": (None, [_POINTER, _POINTER, _INT64]),
+    "gguf_init_from_file": (_POINTER, [ctypes.c_char_p, _InitParams]),
+    "gguf_free": (None, [_POINTER]),
+    "gguf_get_data_offset": (_SIZE, [_POINTER]),
+    "gguf_get_n_tensors": (_INT64, [_POINTER]),
+    "gguf_get_tensor_name": (ctypes.c_char_p, [_POINTER, _INT64]),
+    "gguf_get_tensor_type": (_INT, [_POINTER, _INT64]),
+    "gguf_get_tensor_offset": (_SIZE, [_POINTER, _INT64]),
+    "gguf_get_tensor_size": (_SIZE, [_POINTER, _INT64]),
+}
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    """Load libggml-base from the installed llama_cpp, without importing that package (it loads all of llama.cpp)."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("llama-cpp-python is not installed")
+    name = _LIBRARY_NAMES.get(sys.platform, "libggml-base.so")
+    library = ctypes.CDLL(str(Path(spec.submodule_search_locations[0]) / "lib" / name))
+    for function_name, (result, arguments) in _PROTOTYPES.items():
+        function = getattr(library, function_name)
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,265 @@
+"""A checkpoint goes in at the top, a GGUF file comes out at the bottom: plan → read → quantize → write → publish.
+
+Tensors are cut into runs of rows that a few threads read, widen to F32, quantize and write back, each in its own
+small buffers. So memory stays the same whatever the size of the model, all cores work, and nothing but the
+final file touches the disk. Every row is quantized by itself, which is why the cuts do not change a byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quantize import ggml
+from quantize.architectures import find_architecture
+from quantize.architectures.base import Architecture
+from quantize.checkpoint import Checkpoint, open_checkpoint, read_json
+from quantize.checkpoint.tensor import PermutedRows, TensorSource, count_elements
+from quantize.errors import TensorError
+from quantize.header import Provenance, build_header
+from quantize.recipe import FileType, QType, tensor_types
+from quantize.vocab import Vocabulary, read_vocabulary
+from quantize.writer import GGUFFile
+
+_BLOCK_ELEMENTS = 1 << 18
+"""Elements worked on at a time per thread: 1 MiB of F32, which stays in a core's own cache."""
+
+_REPORT_EVERY_S = 0.1
+
+Progress = Callable[[int, int], None]
+"""Called now and then in the caller's thread with (elements done, elements in all)."""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What was made, and from how much."""
+
+    path: Path
+    file_type: FileType
+    architecture: str
+    size_bytes: int
+    n_params: int
+    sha256: str
+    elapsed_s: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of file per parameter, header included."""
+        return self.size_bytes * 8 / self.n_params
+
+
+@dataclass(frozen=True)
+class _Plan:
+    architecture: Architecture
+    vocabulary: Vocabulary
+    sources: dict[str, TensorSource]
+    types: dict[str, QType]
+    n_params: int
+
+
+def convert(
+    directory: Path,
+    out_path: Path,
+    file_type: FileType,
+    *,
+    provenance: Provenance | None = None,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Convert and quantize the Hugging Face checkpoint in `directory` to the GGUF file `out_path` in one pass.
+
+    `n_threads` defaults to the cores this process may use. Raises `QuantizeError`; whatever is raised,
+    `out_path` is then as it was before.
+    """
+    started = time.monotonic()
+    with open_checkpoint(directory) as checkpoint:
+        plan = _plan(checkpoint, file_type)
+        header = build_header(checkpoint, plan.architecture, plan.vocabulary, file_type, plan.n_params, provenance)
+        tensors = {name: (plan.types[name], source.shape) for name, source in plan.sources.items()}
+        with GGUFFile(out_path, header, tensors) as out:
+            _quantize_all(plan, out, n_threads or _usable_cores(), progress)
+            out.publish()
+    return ConversionReport(
+        path=out_path,
+        file_type=file_type,
+        architecture=plan.architecture.gguf_name,
+        size_bytes=out.size_bytes,
+        n_params=plan.n_params,
+        sha256=_sha256(out_path),
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+def check(directory: Path) -> None:
+    """Raise `QuantizeError` if config and tokenizer already show that the checkpoint cannot be converted.
+
+    Needs no weights, so it can be asked before they are downloaded.
+    """
+    config_path = directory / "config.json"
+    read_vocabulary(directory, find_architecture(read_json(config_path), config_path).n_vocab)
+
+
+def _plan(checkpoint: Checkpoint, file_type: FileType) -> _Plan:
+    architecture = find_architecture(checkpoint.config, checkpoint.directory / "config.json")
+    sources = _match_tensors(checkpoint, architecture)
+    n_params = sum(count_elements(source.shape) for source in sources.values())
+    sources.update(architecture.computed_tensors())
+    shapes = {name: source.shape for name, source in sources.items()}
+    return _Plan(
+        architecture=architecture,
+        vocabulary=read_vocabulary(checkpoint.directory, architecture.n_vocab),
+        sources=sources,
+        types=tensor_types(shapes, file_type, architecture.traits),
+        n_params=n_params,
+    )
+
+
+def _match_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, TensorSource]:
+    """Pair every promised tensor with the one in the checkpoint; nothing missing, misshapen or left over."""
+    sources: dict[str, TensorSource] = {}
+    left_over = dict(checkpoint.tensors)
+    for expected in architecture.expected_tensors():
+        tensor = left_over.pop(expected.hf_name, None)
+        if tensor is None:
+            raise TensorError(checkpoint.directory, expected.hf_name, "is missing")
+        if tensor.shape != expected.shape:
+            problem = f"has shape {list(tensor.shape)}, but config.json promises {list(expected.shape)}"
+            raise TensorError(tensor.path, tensor.name, problem)
+        heads = expected.permute_heads
+        sources[expected.gguf_name] = PermutedRows(tensor, heads) if heads else tensor
+    for name, tensor in left_over.items():
+        if not architecture.is_redundant(name):
+            raise TensorError(tensor.path, name, "is not part of this architecture")
+    return sources
+
+
+def _quantize_all(plan: _Plan, out: GGUFFile, n_threads: int, progress: Progress | None) -> None:
+    """Run the threads over all blocks; the first error stops them and is raised here."""
+    queue = _BlockQueue(_blocks(plan.sources))
+    n_elements = sum(count_elements(source.shape) for source in plan.sources.values())
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="quantize") as pool:
+        workers = {pool.submit(_work, queue, plan, out) for _ in range(n_threads)}
+        try:
+            while workers:
+                done, workers = wait(workers, timeout=_REPORT_EVERY_S, return_when=FIRST_EXCEPTION)
+                if progress:
+                    progress(queue.n_done, n_elements)
+                for worker in done:
+                    worker.result()
+        finally:
+            queue.close()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A run of rows of one tensor."""
+
+    name: str
+    first_row: int
+    n_rows: int
+
+
+class _BlockQueue:
+    """Hands blocks to the threads and counts the elements that are done."""
+
+    def __init__(self, blocks: Iterator[_Block]) -> None:
+        self._blocks = blocks
+        self._lock = threading.Lock()
+        self._closed = False
+        self.n_done = 0
+
+    def take(self) -> _Block | None:
+        with self._lock:
+            return None if self._closed else next(self._blocks, None)
+
+    def count(self, n_elements: int) -> None:
+        with self._lock:
+            self.n_done += n_elements
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+
+
+def _blocks(sources: Mapping[str, TensorSource]) -> Iterator[_Block]:
+    for name, source in sources.items():
+        n_rows, n_columns = count_elements(source.shape[:-1]), source.shape[-1]
+        groups = max(1, _BLOCK_ELEMENTS // (n_columns * source.row_group))
+        step = groups * source.row_group
+        for first in range(0, n_rows, step):
+            yield _Block(name, first, min(step, n_rows - first))
+
+
+def _work(queue: _BlockQueue, plan: _Plan, out: GGUFFile) -> None:
+    buffers = _Buffers()
+    while block := queue.take():
+        source, qtype = plan.sources[block.name], plan.types[block.name]
+        try:
+            out.write(block.name, block.first_row, _quantize_block(source, qtype, block, buffers))
+        except _NotFinite:
+            path = getattr(source, "path", out.path)
+            raise TensorError(path, block.name, "holds NaN or infinite values") from None
+        queue.count(block.n_rows * source.shape[-1])
+
+
+def _quantize_block(source: TensorSource, qtype: QType, block: _Block, buffers: _Buffers) -> ggml.Buffer:
+    """Read a block and return its bytes in the target type, in a buffer that the next call reuses."""
+    n_columns = source.shape[-1]
+    n_elements = block.n_rows * n_columns
+    raw = buffers.take("raw", block.n_rows * ggml.row_size(source.qtype, n_columns))
+    source.read_rows(block.first_row, block.n_rows, raw)
+    if not ggml.is_finite(raw, source.qtype):
+        raise _NotFinite
+    if qtype == source.qtype:
+        return raw
+    if source.qtype == QType.F32:
+        rows = raw.view(np.float32)
+    else:
+        rows = buffers.take("f32", n_elements * 4).view(np.float32)
+        ggml.to_f32(raw, source.qtype, rows)
+    quantized = buffers.take("quantized", block.n_rows * ggml.row_size(qtype, n_columns))
+    ggml.quantize_rows(rows.reshape(block.n_rows, n_columns), qtype, quantized)
+    if not ggml.is_finite(quantized, qtype):  # an F32 or BF16 value can be too large for the target's F16
+        raise _NotFinite
+    return quantized
+
+
+class _NotFinite(Exception):
+    """A block holds NaN or infinity, before or after quantizing."""
+
+
+class _Buffers:
+    """Memory of one thread, grown to the largest block and reused."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, ggml.Buffer] = {}
+
+    def take(self, name: str, n_bytes: int) -> ggml.Buffer:
+        """Return `n_bytes` of uninitialized memory, 64-byte aligned as far as NumPy does it."""
+        array = self._arrays.get(name)
+        if array is None or array.size < n_bytes:
+            array = self._arrays[name] = np.empty(n_bytes, np.uint8)
+        return array[:n_bytes]
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    buffer = bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while n_read := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:n_read])
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""What a GGUF header says about the tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter, SpecialVocab, TokenType
+
+from quantize.errors import CheckpointError, UnsupportedTokenizer
+
+
+@dataclass(frozen=True)
+class Token:
+    """One entry: its bytes, its merge score (sentencepiece only), and its kind."""
+
+    text: bytes
+    kind: TokenType
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All tokens in id order, with llama.cpp's names for the tokenizer model and the pre-tokenizer."""
+
+    model: str
+    pre: str
+    tokens: list[Token]
+    special: SpecialVocab
+    add_space_prefix: bool | None = None
+
+    def write_to(self, writer: GGUFWriter) -> None:
+        """Add the `tokenizer.*` keys to the header."""
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list([token.text for token in self.tokens])
+        if self.model == "llama":
+            writer.add_token_scores([token.score for token in self.tokens])
+        writer.add_token_types([token.kind for token in self.tokens])
+        if self.add_space_prefix is not None:
+            writer.add_add_space_prefix(self.add_space_prefix)
+        self.special.add_to_gguf(writer, quiet=True)
+
+
+def padding(token_id: int) -> Token:
+    """The filler for rows of the embedding matrix that the tokenizer has no token for."""
+    return Token(f"[PAD{token_id}]".encode(), TokenType.UNUSED, -10000.0)
+
+
+def place(path: Path, tokens: list[Token], token_id: object, token: Token) -> None:
+    """Put an added token at its id; ids past the embedding matrix cannot occur and are left out."""
+    if type(token_id) is not int or token_id < 0:
+        raise CheckpointError(path, f"gives the added token {token.text!r} the id {token_id!r}")
+    if token_id < len(tokens):
+        tokens[token_id] = token
+
+
+def added_kind(special: bool, text: str) -> TokenType:
+    """Tokens marked special, or that look it, are CONTROL: they never come out of a user's text.
+
+    Source: `does_token_look_special` in llama.cpp's conversion/base.py.
+    """
+    looks_special = text in ("<pad>", "<mask>") or (text.startswith("<|") and text.endswith("|>"))
+    return TokenType.CONTROL if special or looks_special else TokenType.USER_DEFINED
+
+
+def read_special(directory: Path, n_vocab: int, *, load_merges: bool) -> SpecialVocab:
+    """Special token ids, BOS/EOS flags and chat template, as llama.cpp's converter finds them."""
+    try:
+        return SpecialVocab(directory, load_merges=load_merges, n_vocab=n_vocab)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:  # the library trusts the JSON
+        raise UnsupportedTokenizer(f"its configuration is malformed ({error})") from error
+
+
+def expect(mapping: Any, key: str, kind: type, path: Path) -> Any:
+    """Return `mapping[key]` if it is a `kind`, else raise `CheckpointError`."""
+    value = mapping.get(key) if isinstance(mapping, dict) else None
+    if not isinstance(value, kind):
+        raise CheckpointError(path, f"has no usable {key!r}")
+    return value

@@ -1,0 +1,154 @@
+"""Write a GGUF file: offsets first, then tensors in any order, then publish.
+
+Everything goes to a file beside the final place. Its full size is reserved before the first tensor, so a full
+disk is noticed at once; only `publish`, after the content was checked and synced, gives it its name. Whatever
+happens before that leaves the final place as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from gguf import GGUFWriter
+
+from quantize.errors import OutputError
+from quantize.ggml import Buffer, read_tensor_table, row_size
+from quantize.recipe import QType
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """A tensor's type, shape (row length last) and position in the finished file."""
+
+    qtype: QType
+    shape: tuple[int, ...]
+    offset: int
+    size_bytes: int
+
+    @property
+    def n_row_bytes(self) -> int:
+        """Bytes of one row."""
+        return row_size(self.qtype, self.shape[-1])
+
+    @property
+    def n_rows(self) -> int:
+        """Rows over all leading dimensions."""
+        return self.size_bytes // self.n_row_bytes
+
+
+class GGUFFile:
+    """A GGUF file in the making; use as a context manager, and call `publish` when all tensors are written."""
+
+    def __init__(self, path: Path, header: GGUFWriter, tensors: Mapping[str, tuple[QType, tuple[int, ...]]]) -> None:
+        """Write `header` and the tensor table for `tensors`, and reserve room for their data.
+
+        Raises `OutputError` if the file cannot be created or the disk is too small.
+        """
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._fd = -1
+        try:
+            data_start = self._write_header(header, tensors)
+            self.places = _lay_out(tensors, data_start, header.data_alignment)
+            self._fd = os.open(self._partial, os.O_RDWR)
+            self.size_bytes = max(
+                header.ggml_pad(place.offset + place.size_bytes, header.data_alignment)
+                for place in self.places.values()
+            )
+            _reserve(self._fd, self.size_bytes)
+        except OSError as error:
+            self._discard()
+            raise _output_error(path, error) from error
+
+    def _write_header(self, header: GGUFWriter, tensors: Mapping[str, tuple[QType, tuple[int, ...]]]) -> int:
+        for name, (qtype, shape) in tensors.items():
+            n_bytes = row_size(qtype, shape[-1]) * int(np.prod(shape[:-1], dtype=np.int64))
+            header.add_tensor_info(name, shape, np.dtype(np.float32), n_bytes, raw_dtype=qtype)
+        header.write_header_to_file(self._partial)
+        header.write_kv_data_to_file()
+        header.write_ti_data_to_file()
+        assert header.fout is not None
+        position = header.fout[0].tell()
+        header.close()
+        return header.ggml_pad(position, header.data_alignment)
+
+    def write(self, name: str, first_row: int, data: Buffer) -> None:
+        """Put whole rows of a tensor in their place. Safe from several threads."""
+        place = self.places[name]
+        view = data.data
+        position = place.offset + first_row * place.n_row_bytes
+        try:
+            while view:
+                n_written = os.pwrite(self._fd, view, position)
+                view, position = view[n_written:], position + n_written
+        except OSError as error:
+            raise _output_error(self.path, error) from error
+
+    def publish(self) -> None:
+        """Check the file with ggml's own reader, sync it, and give it its final name."""
+        table = read_tensor_table(self._partial)
+        expected = {name: (place.qtype, place.offset, place.size_bytes) for name, place in self.places.items()}
+        if table != expected or os.fstat(self._fd).st_size != self.size_bytes:
+            raise OutputError(self.path, "ggml does not read back what was written", "Report this; nothing was kept.")
+        try:
+            os.fsync(self._fd)
+            self._partial.replace(self.path)
+            sync_directory(self.path.parent)
+        except OSError as error:
+            raise _output_error(self.path, error) from error
+
+    def __enter__(self) -> GGUFFile:
+        """Nothing to do: the file is open since it was made."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file, and remove it unless it was published."""
+        self._discard()
+
+    def _discard(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._partial.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` durable."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _lay_out(
+    tensors: Mapping[str, tuple[QType, tuple[int, ...]]], data_start: int, alignment: int
+) -> dict[str, TensorPlace]:
+    places: dict[str, TensorPlace] = {}
+    offset = data_start
+    for name, (qtype, shape) in tensors.items():
+        size = row_size(qtype, shape[-1]) * int(np.prod(shape[:-1], dtype=np.int64))
+        places[name] = TensorPlace(qtype, shape, offset, size)
+        offset += GGUFWriter.ggml_pad(size, alignment)
+    return places
+
+
+def _reserve(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+    else:  # macOS
+        os.ftruncate(fd, size)
+
+
+def _output_error(path: Path, error: OSError) -> OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(path, "the disk is full", "Free some space, then run the same command again.")
+    return OutputError(path, f"cannot be written ({error.strerror})", "Choose a place that can be written to.")

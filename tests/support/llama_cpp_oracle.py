@@ -1,0 +1,82 @@
+"""What llama.cpp itself makes of the same weights: the reference for every byte."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from support.checkpoints import LlamaShape
+
+Tensors = dict[str, tuple[GGMLQuantizationType, tuple[int, ...], bytes]]
+
+_OUTSIDE_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_f32_gguf(path: Path, shape: LlamaShape, weights: dict[str, np.ndarray]) -> None:
+    """Write the F32 form of a checkpoint as llama.cpp's converter does, by code that shares nothing with ours."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(shape.n_layer)
+    writer.add_context_length(shape.n_ctx)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_layer_norm_rms_eps(shape.rms_eps)
+    writer.add_vocab_size(shape.n_vocab)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for name, values in weights.items():
+        writer.add_tensor(_gguf_name(name), _permute(name, values, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def quantize_with_llama_cpp(source: Path, out: Path, ftype: int) -> None:
+    """`llama_model_quantize`, which is what the llama-quantize tool calls."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = ftype
+    params.nthread = 2
+    assert llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)) == 0
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Every tensor of a GGUF file: type, shape, bytes."""
+    return {
+        tensor.name: (tensor.tensor_type, tuple(int(n) for n in tensor.shape), tensor.data.tobytes())
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+
+
+def _gguf_name(hf_name: str) -> str:
+    stem = hf_name.removesuffix(".weight")
+    if stem in _OUTSIDE_NAMES:
+        return f"{_OUTSIDE_NAMES[stem]}.weight"
+    _, _, layer, rest = stem.split(".", 3)
+    return f"blk.{layer}.{_LAYER_NAMES[rest]}.weight"
+
+
+def _permute(name: str, values: np.ndarray, shape: LlamaShape) -> np.ndarray:
+    """`LlamaModel.permute` of llama.cpp's converter."""
+    n_head = shape.n_head if "q_proj" in name else shape.n_head_kv if "k_proj" in name else None
+    if n_head is None:
+        return values
+    halves = values.reshape(n_head, 2, values.shape[0] // n_head // 2, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
