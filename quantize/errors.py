@@ -6,6 +6,7 @@ Every error a user can meet is a `QuantizeError`: one sentence in `str(error)`, 
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 
 
@@ -30,7 +31,7 @@ class TensorError(CheckpointError):
     """A tensor is missing, has an unexpected shape, or holds NaN or infinity."""
 
     def __init__(self, path: Path, tensor: str, problem: str) -> None:
-        super().__init__(path, f"tensor {tensor} {problem}")
+        super().__init__(path, f"tensor {shown(tensor)} {problem}")
         self.tensor = tensor
 
 
@@ -38,7 +39,7 @@ class UnsupportedArchitecture(QuantizeError):
     """config.json names an architecture there is no file for in `quantize/architectures`."""
 
     def __init__(self, architecture: str, supported: list[str]) -> None:
-        super().__init__(f"The architecture {architecture!r} is not supported.")
+        super().__init__(f"The architecture {shown(architecture)} is not supported.")
         self.architecture = architecture
         self.supported = supported
         self.next_step = f"Supported are: {', '.join(supported)}."
@@ -78,3 +79,18 @@ class OutputError(QuantizeError):
         super().__init__(f"{path}: {problem}")
         self.path = path
         self.next_step = next_step
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """`value`, which came from a file, as text for a sentence.
+
+    A plain name is shown as it is; anything else as a short `repr` without control characters, however long or
+    deeply nested the value is.
+    """
+    if isinstance(value, str) and value.isascii() and value.isprintable() and 0 < len(value) <= 100:
+        return value
+    return _SHORT.repr(value)

@@ -46,7 +46,7 @@ def build_header(
     """Return a writer that holds the whole header; the tensors are still to be added."""
     writer = GGUFWriter(None, architecture.gguf_name)
     writer.add_type(GGUFType.MODEL)
-    _add_provenance(writer, provenance or Provenance(checkpoint.directory.name))
+    _add_provenance(writer, provenance or Provenance(_printable(checkpoint.directory.resolve().name)))
     writer.add_size_label(size_label(n_params, 0, 0, 0))
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_file_type(file_type.ftype)
@@ -55,6 +55,11 @@ def build_header(
         writer.add_key_value(entry.key, entry.value, entry.vtype)
     vocabulary.write_to(writer)
     return writer
+
+
+def _printable(name: str) -> str:
+    """A directory name is any bytes; a GGUF string is Unicode."""
+    return name.encode(errors="replace").decode()
 
 
 def _add_provenance(writer: GGUFWriter, provenance: Provenance) -> None:

@@ -7,7 +7,6 @@ final file touches the disk. Every row is quantized by itself, which is why the 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -86,14 +85,14 @@ def convert(
         tensors = {name: (plan.types[name], source.shape) for name, source in plan.sources.items()}
         with GGUFFile(out_path, header, tensors) as out:
             _quantize_all(plan, out, n_threads or _usable_cores(), progress)
-            out.publish()
+            sha256 = out.publish()
     return ConversionReport(
         path=out_path,
         file_type=file_type,
         architecture=plan.architecture.gguf_name,
         size_bytes=out.size_bytes,
         n_params=plan.n_params,
-        sha256=_sha256(out_path),
+        sha256=sha256,
         elapsed_s=time.monotonic() - started,
     )
 
@@ -202,11 +201,7 @@ def _work(queue: _BlockQueue, plan: _Plan, out: GGUFFile) -> None:
     buffers = _Buffers()
     while block := queue.take():
         source, qtype = plan.sources[block.name], plan.types[block.name]
-        try:
-            out.write(block.name, block.first_row, _quantize_block(source, qtype, block, buffers))
-        except _NotFinite:
-            path = getattr(source, "path", out.path)
-            raise TensorError(path, block.name, "holds NaN or infinite values") from None
+        out.write(block.name, block.first_row, _quantize_block(source, qtype, block, buffers))
         queue.count(block.n_rows * source.shape[-1])
 
 
@@ -217,7 +212,7 @@ def _quantize_block(source: TensorSource, qtype: QType, block: _Block, buffers: 
     raw = buffers.take("raw", block.n_rows * ggml.row_size(source.qtype, n_columns))
     source.read_rows(block.first_row, block.n_rows, raw)
     if not ggml.is_finite(raw, source.qtype):
-        raise _NotFinite
+        raise TensorError(source.path, source.name, "holds NaN or infinite values")
     if qtype == source.qtype:
         return raw
     if source.qtype == QType.F32:
@@ -227,13 +222,9 @@ def _quantize_block(source: TensorSource, qtype: QType, block: _Block, buffers: 
         ggml.to_f32(raw, source.qtype, rows)
     quantized = buffers.take("quantized", block.n_rows * ggml.row_size(qtype, n_columns))
     ggml.quantize_rows(rows.reshape(block.n_rows, n_columns), qtype, quantized)
-    if not ggml.is_finite(quantized, qtype):  # an F32 or BF16 value can be too large for the target's F16
-        raise _NotFinite
+    if not ggml.is_finite(quantized, qtype):
+        raise TensorError(source.path, source.name, f"holds values too large for {qtype.name}")
     return quantized
-
-
-class _NotFinite(Exception):
-    """A block holds NaN or infinity, before or after quantizing."""
 
 
 class _Buffers:
@@ -254,12 +245,3 @@ def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = bytearray(1 << 20)
-    with path.open("rb", buffering=0) as file:
-        while n_read := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:n_read])
-    return digest.hexdigest()

@@ -8,8 +8,10 @@ happens before that leaves the final place as it was.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -62,20 +64,24 @@ class GGUFFile:
                 for place in self.places.values()
             )
             _reserve(self._fd, self.size_bytes)
-        except OSError as error:
+        except BaseException as error:
             self._discard()
-            raise _output_error(path, error) from error
+            if isinstance(error, OSError):
+                raise _output_error(path, error) from error
+            raise
 
     def _write_header(self, header: GGUFWriter, tensors: Mapping[str, tuple[QType, tuple[int, ...]]]) -> int:
         for name, (qtype, shape) in tensors.items():
             n_bytes = row_size(qtype, shape[-1]) * int(np.prod(shape[:-1], dtype=np.int64))
             header.add_tensor_info(name, shape, np.dtype(np.float32), n_bytes, raw_dtype=qtype)
-        header.write_header_to_file(self._partial)
-        header.write_kv_data_to_file()
-        header.write_ti_data_to_file()
-        assert header.fout is not None
-        position = header.fout[0].tell()
-        header.close()
+        try:
+            header.write_header_to_file(self._partial)
+            header.write_kv_data_to_file()
+            header.write_ti_data_to_file()
+            assert header.fout is not None
+            position = header.fout[0].tell()
+        finally:
+            header.close()
         return header.ggml_pad(position, header.data_alignment)
 
     def write(self, name: str, first_row: int, data: Buffer) -> None:
@@ -90,18 +96,20 @@ class GGUFFile:
         except OSError as error:
             raise _output_error(self.path, error) from error
 
-    def publish(self) -> None:
-        """Check the file with ggml's own reader, sync it, and give it its final name."""
+    def publish(self) -> str:
+        """Check the file with ggml's own reader, sync it, and give it its final name; return its SHA-256 in hex."""
         table = read_tensor_table(self._partial)
         expected = {name: (place.qtype, place.offset, place.size_bytes) for name, place in self.places.items()}
         if table != expected or os.fstat(self._fd).st_size != self.size_bytes:
             raise OutputError(self.path, "ggml does not read back what was written", "Report this; nothing was kept.")
         try:
             os.fsync(self._fd)
+            digest = _sha256(self._fd)
             self._partial.replace(self.path)
             sync_directory(self.path.parent)
         except OSError as error:
             raise _output_error(self.path, error) from error
+        return digest
 
     def __enter__(self) -> GGUFFile:
         """Nothing to do: the file is open since it was made."""
@@ -117,7 +125,8 @@ class GGUFFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be what could not be made in the first place
+            self._partial.unlink()
 
 
 def sync_directory(directory: Path) -> None:
@@ -127,6 +136,15 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _sha256(fd: int) -> str:
+    digest = hashlib.sha256()
+    buffer, position = bytearray(1 << 20), 0
+    while n_read := os.preadv(fd, [buffer], position):
+        digest.update(memoryview(buffer)[:n_read])
+        position += n_read
+    return digest.hexdigest()
 
 
 def _lay_out(

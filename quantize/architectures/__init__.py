@@ -11,7 +11,7 @@ from typing import Any
 
 from quantize.architectures.base import Architecture
 from quantize.architectures.llama import Llama
-from quantize.errors import UnsupportedArchitecture
+from quantize.errors import UnsupportedArchitecture, shown
 
 ARCHITECTURES: tuple[type[Architecture], ...] = (Llama,)
 
@@ -20,7 +20,7 @@ def find_architecture(config: Mapping[str, Any], config_path: Path) -> Architect
     """Return the architecture that `config` names, with its numbers read; raise `UnsupportedArchitecture`."""
     by_name = {name: architecture for architecture in ARCHITECTURES for name in architecture.hf_names}
     names = config.get("architectures")
-    wanted = str(names[0]) if isinstance(names, list) and names else str(config.get("model_type", "unknown"))
-    if wanted not in by_name:
-        raise UnsupportedArchitecture(wanted, sorted(by_name))
+    wanted = names[0] if isinstance(names, list) and names else config.get("model_type")
+    if not isinstance(wanted, str) or wanted not in by_name:
+        raise UnsupportedArchitecture(shown(wanted), sorted(by_name))
     return by_name[wanted](config, config_path)

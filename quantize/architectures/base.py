@@ -15,7 +15,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from quantize.checkpoint.tensor import ComputedTensor
-from quantize.errors import CheckpointError
+from quantize.errors import CheckpointError, shown
 from quantize.recipe import ModelTraits
 
 
@@ -80,7 +80,7 @@ class Architecture(ABC):
         value = self._config.get(key)
         value = default if value is None else value
         if type(value) is not int or not 0 < value < 2**31:
-            raise CheckpointError(self._config_path, f"{key} is {value!r}, which is not a positive number")
+            raise CheckpointError(self._config_path, f"{key} is {shown(value)}, which is not a positive number")
         return value
 
     def _float(self, key: str, default: float) -> float:
@@ -89,6 +89,6 @@ class Architecture(ABC):
 
 def positive(value: Any, key: str, path: Path) -> float:
     """Return `value` as a float if it is a positive, finite number; raise `CheckpointError` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-        raise CheckpointError(path, f"{key} is {value!r}, which is not a positive number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 < value < 1e30:
+        raise CheckpointError(path, f"{key} is {shown(value)}, which is not a positive number")
     return float(value)

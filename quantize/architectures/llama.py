@@ -16,7 +16,7 @@ from gguf import GGUFValueType, Keys, RopeScalingType
 
 from quantize.architectures.base import Architecture, ExpectedTensor, HeaderValue, positive
 from quantize.checkpoint.tensor import ComputedTensor
-from quantize.errors import CheckpointError
+from quantize.errors import CheckpointError, shown
 from quantize.recipe import ModelTraits
 
 
@@ -42,14 +42,18 @@ class Llama(Architecture):
 
     def _check(self) -> None:
         problem = None
-        if self.n_head % self.n_head_kv:
+        if self.n_embd % self.n_head and "head_dim" not in self._config:
+            problem = f"{self.n_head} attention heads cannot share {self.n_embd} columns"
+        elif self.n_head % self.n_head_kv:
             problem = f"{self.n_head} attention heads cannot share {self.n_head_kv} key-value heads"
         elif self.head_dim % 2:
             problem = f"a head size of {self.head_dim} cannot be rotated in pairs"
         elif self.n_layer > 10_000:
             problem = f"{self.n_layer} layers are not believable"
+        elif self.n_vocab > 2_000_000:
+            problem = f"a vocabulary of {self.n_vocab} is not believable"
         elif self._config.get("hidden_act", "silu") != "silu":
-            problem = f"the activation {self._config['hidden_act']!r} is not Llama's"
+            problem = f"the activation {shown(self._config['hidden_act'])} is not Llama's"
         elif self._config.get("attention_bias") or self._config.get("mlp_bias"):
             problem = "has biases, which Llama does not"
         if problem:
@@ -123,7 +127,7 @@ class Llama(Architecture):
         """Llama 3.1's stretched rotation frequencies, as the divisors ggml expects."""
         if self._rope_type != "llama3":
             return {}
-        return {"rope_freqs.weight": ComputedTensor(self._llama3_rope_divisors())}
+        return {"rope_freqs.weight": ComputedTensor("rope_freqs", self._config_path, self._llama3_rope_divisors())}
 
     def is_redundant(self, hf_name: str) -> bool:
         """Tied checkpoints may still carry a copy of the embeddings as lm_head."""
@@ -139,7 +143,7 @@ class Llama(Architecture):
 
     @property
     def _rope_type(self) -> str:
-        return str(self._rope_scaling.get("rope_type", self._rope_scaling.get("type", "default")))
+        return shown(self._rope_scaling.get("rope_type", self._rope_scaling.get("type", "default")))
 
     @property
     def _rope_theta(self) -> float:
@@ -152,7 +156,7 @@ class Llama(Architecture):
         if self._rope_type in ("default", "llama3"):  # llama3 is expressed by rope_freqs.weight
             return []
         if self._rope_type != "linear":
-            raise CheckpointError(self._config_path, f"the rope scaling {self._rope_type!r} is not supported")
+            raise CheckpointError(self._config_path, f"the rope scaling {self._rope_type} is not supported")
         factor = self._rope_number("factor", 1.0)
         return [
             HeaderValue(Keys.Rope.SCALING_TYPE, RopeScalingType.LINEAR.value, GGUFValueType.STRING),

@@ -5,7 +5,6 @@ Hostile input stops in this room. What leaves it has checked sizes, offsets and 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantize.checkpoint.files import open_file, read_bytes, read_json
 from quantize.checkpoint.safetensors import read_safetensors
 from quantize.checkpoint.tensor import FileTensor
-from quantize.errors import CheckpointError, UnsupportedWeights
+from quantize.errors import CheckpointError, UnsupportedWeights, shown
+
+__all__ = ["INDEX_NAME", "SINGLE_NAME", "Checkpoint", "open_checkpoint", "read_bytes", "read_json", "shard_names"]
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-
-_MAX_JSON_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,7 @@ def open_checkpoint(directory: Path) -> Iterator[Checkpoint]:
         tensors: dict[str, FileTensor] = {}
         for name in shard_names(directory):
             path = directory / name
-            try:
-                fd = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                raise CheckpointError(path, "is missing") from None
+            fd = open_file(path)
             stack.callback(os.close, fd)
             for tensor in read_safetensors(path, fd).values():
                 if tensor.name in tensors:
@@ -66,30 +63,22 @@ def shard_names(directory: Path) -> list[str]:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of the checkpoint; raise `CheckpointError` if it is missing, huge, or not an object."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(path, "is too large to be what its name says")
-        parsed = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(path, "is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, "is not valid JSON") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(path, "does not hold a JSON object")
-    return parsed
-
-
 def _weight_map(directory: Path) -> dict[str, str]:
     path = directory / INDEX_NAME
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(path, "has no weight_map")
-    for name in set(map(str, weight_map.values())):
-        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise CheckpointError(path, f"names the shard {name!r}, which is not a plain safetensors file name")
+    for name in weight_map.values():
+        if not _is_plain_name(name):
+            raise CheckpointError(path, f"names the shard {shown(name)}, which is not a plain safetensors file name")
     return weight_map
+
+
+def _is_plain_name(name: Any) -> bool:
+    """Whether `name` stays in its directory on every system and in the terminal."""
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    return Path(name).name == name and not set(name) & set("\\:") and name.endswith(".safetensors")
 
 
 def _check_index(directory: Path, tensors: dict[str, FileTensor]) -> None:

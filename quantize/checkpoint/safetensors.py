@@ -14,10 +14,14 @@ from typing import Any
 
 from gguf import GGMLQuantizationType
 
+from quantize.checkpoint.files import reading
 from quantize.checkpoint.tensor import FileTensor
-from quantize.errors import CheckpointError, TensorError, UnsupportedWeights
+from quantize.errors import CheckpointError, TensorError, UnsupportedWeights, shown
 
-_MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
+_MAX_HEADER_BYTES = 16_000_000
+"""Room for 100,000 tensors. The reference implementation allows 100 MB, which parses into gigabytes."""
+
+_MAX_DIMENSIONS = 4  # ggml's limit
 
 _QTYPES = {
     "F32": GGMLQuantizationType.F32,
@@ -32,13 +36,14 @@ def read_safetensors(path: Path, fd: int) -> dict[str, FileTensor]:
     Raises `CheckpointError` for a header that is damaged or lies, `UnsupportedWeights` for integer and
     8-bit float formats.
     """
-    file_size = os.fstat(fd).st_size
-    header, data_start = _read_header(path, fd, file_size)
+    with reading(path):
+        file_size = os.fstat(fd).st_size
+        header, data_start = _read_header(path, fd, file_size)
     tensors: dict[str, FileTensor] = {}
     for name, entry in header.items():
         if name != "__metadata__":
             tensors[name] = _read_entry(path, fd, name, entry, data_start, file_size)
-    _refuse_overlaps(path, tensors)
+    _check_layout(path, tensors, data_start, file_size)
     return tensors
 
 
@@ -64,28 +69,34 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_entry(path: Path, fd: int, name: str, entry: Any, data_start: int, file_size: int) -> FileTensor:
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, end]} if (
+            type(start) is type(end) is int
+        ):
             pass
         case _:
             raise TensorError(path, name, "has a damaged entry in the header")
-    if not all(type(dimension) is int and dimension > 0 for dimension in shape):
-        raise TensorError(path, name, f"has the impossible shape {shape}")
+    if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and 0 < n < 2**63 for n in shape):
+        raise TensorError(path, name, f"has the impossible shape {shown(shape)}")
     if dtype not in _QTYPES:
         raise UnsupportedWeights(
-            f"{path.name}: tensor {name} is stored as {dtype}; F32, F16 and BF16 can be read.",
+            f"{path.name}: tensor {shown(name)} is stored as {shown(dtype)}; F32, F16 and BF16 can be read.",
             "Look for the repository with the original, unquantized weights.",
         )
     tensor = FileTensor(name, tuple(shape), _QTYPES[dtype], path, fd, data_start + start)
     if start < 0 or end - start != tensor.size_bytes:
-        raise TensorError(path, name, f"has shape {shape} and type {dtype}, but {end - start} bytes")
+        raise TensorError(path, name, f"has shape {shape} and type {dtype}, but bytes {shown(start)} to {shown(end)}")
     if data_start + end > file_size:
-        raise TensorError(path, name, f"lies past the end of the file ({data_start + end} > {file_size} bytes)")
+        raise TensorError(path, name, "lies past the end of the file")
     return tensor
 
 
-def _refuse_overlaps(path: Path, tensors: dict[str, FileTensor]) -> None:
-    end = 0
+def _check_layout(path: Path, tensors: dict[str, FileTensor], data_start: int, file_size: int) -> None:
+    """Refuse overlaps and gaps, as the reference implementation does: the tensors are the whole file."""
+    end = data_start
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
-        if tensor.offset < end:
-            raise TensorError(path, tensor.name, "overlaps another tensor")
+        if tensor.offset != end:
+            problem = "overlaps another tensor" if tensor.offset < end else "has bytes of no tensor before it"
+            raise TensorError(path, tensor.name, problem)
         end = tensor.offset + tensor.size_bytes
+    if end != file_size:
+        raise CheckpointError(path, "has bytes of no tensor at its end")

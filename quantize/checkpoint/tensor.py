@@ -24,6 +24,14 @@ class TensorSource(Protocol):
     """Rows of a tensor, read on demand."""
 
     @property
+    def name(self) -> str:
+        """Name in the checkpoint, for error messages."""
+
+    @property
+    def path(self) -> Path:
+        """The file it comes from, for error messages."""
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Dimensions in NumPy order: the last one is the row length."""
 
@@ -62,7 +70,10 @@ class FileTensor:
         view = out[: n_rows * n_row_bytes].data
         position = self.offset + first * n_row_bytes
         while view:
-            n_read = os.preadv(self.fd, [view], position)
+            try:
+                n_read = os.preadv(self.fd, [view], position)
+            except OSError as error:
+                raise TensorError(self.path, self.name, f"cannot be read ({error.strerror})") from error
             if n_read == 0:
                 raise TensorError(self.path, self.name, "ends early: the file has become shorter")
             view, position = view[n_read:], position + n_read
@@ -72,6 +83,8 @@ class FileTensor:
 class ComputedTensor:
     """A small F32 tensor that the architecture adds, such as `rope_freqs`."""
 
+    name: str
+    path: Path
     values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     qtype: GGMLQuantizationType = GGMLQuantizationType.F32
     row_group: int = 1
@@ -98,6 +111,16 @@ class PermutedRows:
 
     source: TensorSource
     n_head: int
+
+    @property
+    def name(self) -> str:
+        """See `TensorSource`."""
+        return self.source.name
+
+    @property
+    def path(self) -> Path:
+        """See `TensorSource`."""
+        return self.source.path
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantize.errors import UnsupportedTokenizer
+from quantize.errors import UnsupportedTokenizer, shown
 from quantize.vocab.bpe import read_bpe
 from quantize.vocab.sentencepiece import read_sentencepiece
 from quantize.vocab.vocabulary import Vocabulary
@@ -34,7 +34,19 @@ def read_vocabulary(directory: Path, n_vocab: int) -> Vocabulary:
     Raises `UnsupportedTokenizer` where llama.cpp would not produce the same ids, `CheckpointError` for damage.
     """
     if (directory / "tokenizer.model").exists():
-        return read_sentencepiece(directory, n_vocab)
-    if (directory / "tokenizer.json").exists():
-        return read_bpe(directory, n_vocab)
-    raise UnsupportedTokenizer("neither tokenizer.model nor tokenizer.json is there")
+        vocabulary = read_sentencepiece(directory, n_vocab)
+    elif (directory / "tokenizer.json").exists():
+        vocabulary = read_bpe(directory, n_vocab)
+    else:
+        raise UnsupportedTokenizer("neither tokenizer.model nor tokenizer.json is there")
+    _refuse_duplicates(vocabulary)
+    return vocabulary
+
+
+def _refuse_duplicates(vocabulary: Vocabulary) -> None:
+    """llama.cpp aborts the whole process when it loads a vocabulary that has the same text twice."""
+    seen: set[bytes] = set()
+    for token in vocabulary.tokens:
+        if token.text in seen:
+            raise UnsupportedTokenizer(f"it has the token {shown(token.text)} twice")
+        seen.add(token.text)

@@ -13,11 +13,12 @@ from typing import Any
 from gguf import TokenType
 
 from quantize.checkpoint import read_json
-from quantize.errors import CheckpointError, UnsupportedTokenizer
+from quantize.errors import CheckpointError, UnsupportedTokenizer, shown
 from quantize.vocab.vocabulary import (
     Token,
     Vocabulary,
     added_kind,
+    encode,
     expect,
     padding,
     place,
@@ -45,20 +46,33 @@ def read_bpe(directory: Path, n_vocab: int) -> Vocabulary:
     model = expect(tokenizer, "model", dict, path)
     if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
         raise UnsupportedTokenizer("tokenizer.json is not byte-level BPE, and there is no tokenizer.model")
+    for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(setting):
+            raise UnsupportedTokenizer(f"it has a {setting}")
+    if not expect(model, "merges", list, path):
+        raise CheckpointError(path, "has no merges")
     pre = _find_pre_tokenizer(tokenizer)
-    tokens = _tokens(path, expect(model, "vocab", dict, path), tokenizer.get("added_tokens") or [], n_vocab)
+    tokens = _tokens(path, expect(model, "vocab", dict, path), _added_tokens(tokenizer, path), n_vocab)
     return Vocabulary("gpt2", pre, tokens, read_special(directory, n_vocab, load_merges=True))
+
+
+def _added_tokens(tokenizer: dict[str, Any], path: Path) -> list[Any]:
+    return [] if tokenizer.get("added_tokens") is None else list(expect(tokenizer, "added_tokens", list, path))
 
 
 def _tokens(path: Path, vocab: dict[str, Any], added: list[Any], n_vocab: int) -> list[Token]:
     tokens = [padding(token_id) for token_id in range(n_vocab)]
     for text, token_id in vocab.items():
         if type(token_id) is not int or not 0 <= token_id < n_vocab:
-            raise CheckpointError(path, f"token {text!r} has the id {token_id!r}, outside 0…{n_vocab - 1}")
-        tokens[token_id] = Token(text.encode(), TokenType.NORMAL)
+            problem = f"token {shown(text)} has the id {shown(token_id)}, outside 0…{n_vocab - 1}"
+            raise CheckpointError(path, problem)
+        if tokens[token_id].kind is not TokenType.UNUSED:
+            raise CheckpointError(path, f"gives the id {token_id} twice")
+        tokens[token_id] = Token(encode(text, path), TokenType.NORMAL)
     for entry in added:
         text = expect(entry, "content", str, path)
-        place(path, tokens, entry.get("id"), Token(text.encode(), added_kind(bool(entry.get("special")), text)))
+        token = Token(encode(text, path), added_kind(bool(entry.get("special")), text))
+        place(path, tokens, entry.get("id"), token)
     return tokens
 
 
@@ -68,9 +82,9 @@ def _find_pre_tokenizer(tokenizer: dict[str, Any]) -> str:
         raise UnsupportedTokenizer("its normalizer is not one llama.cpp has")
     definition = tokenizer.get("pre_tokenizer")
     steps = definition.get("pretokenizers", [definition]) if isinstance(definition, dict) else []
-    described = tuple(_describe(step) for step in steps)
+    described = tuple(map(_describe, steps)) if isinstance(steps, list) else ()
     if described not in _PRE_TOKENIZERS:
-        raise UnsupportedTokenizer(f"its pre-tokenizer is unknown: {' + '.join(described) or 'none'}")
+        raise UnsupportedTokenizer(f"its pre-tokenizer is unknown: {shown(' + '.join(described))}")
     return _PRE_TOKENIZERS[described]
 
 
@@ -83,4 +97,4 @@ def _describe(step: Any) -> str:
             return "Digits"
         case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated"} if not step.get("invert"):
             return f"Split {regex}"
-    return f"{step!r:.80}"
+    return shown(step)

@@ -5,17 +5,20 @@ Source: `_create_vocab_sentencepiece` in llama.cpp's conversion/base.py.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from gguf import SpecialVocab, TokenType
 from sentencepiece import SentencePieceProcessor
 
-from quantize.checkpoint import read_json
-from quantize.errors import CheckpointError
+from quantize.checkpoint import read_bytes, read_json
+from quantize.errors import CheckpointError, UnsupportedTokenizer, shown
+from quantize.vocab.settings import Settings, read_settings
 from quantize.vocab.vocabulary import (
     Token,
     Vocabulary,
     added_kind,
+    encode,
     expect,
     padding,
     place,
@@ -27,32 +30,46 @@ _ADDED_SCORE = -1000.0
 
 def read_sentencepiece(directory: Path, n_vocab: int) -> Vocabulary:
     """Read tokenizer.model and the tokens added to it."""
-    processor = _load(directory / "tokenizer.model")
+    path = directory / "tokenizer.model"
+    proto = read_bytes(path)
+    processor = _load(path, proto)
+    settings = read_settings(path, proto)
     n_pieces = processor.GetPieceSize()
     if n_pieces > n_vocab:
-        raise CheckpointError(
-            directory / "tokenizer.model", f"has {n_pieces} tokens, but the model has embeddings for {n_vocab}"
-        )
-    tokens = [_piece(processor, token_id) for token_id in range(n_pieces)]
+        raise CheckpointError(path, f"has {n_pieces} tokens, but the model has embeddings for {n_vocab}")
+    tokens = [_piece(path, processor, token_id) for token_id in range(n_pieces)]
     tokens += [padding(token_id) for token_id in range(n_pieces, n_vocab)]
     _place_added(directory, tokens)
+    _check_exact(tokens, settings)
     return Vocabulary(
         model="llama",
         pre="default",
         tokens=tokens,
         special=_special(directory, processor, n_vocab),
-        add_space_prefix=_adds_space_prefix(directory, processor),
+        add_space_prefix=_adds_space_prefix(directory, settings),
     )
 
 
-def _load(path: Path) -> SentencePieceProcessor:
+def _load(path: Path, proto: bytes) -> SentencePieceProcessor:
+    if not proto:  # for the library no model at all, and no error
+        raise CheckpointError(path, "is empty")
     try:
-        return SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
+        return SentencePieceProcessor(model_proto=proto)
+    except RuntimeError as error:
         raise CheckpointError(path, "is not a sentencepiece model") from error
 
 
-def _piece(processor: SentencePieceProcessor, token_id: int) -> Token:
+def _check_exact(tokens: list[Token], settings: Settings) -> None:
+    """Refuse what llama.cpp does differently: it only merges pairs by score, and takes the text as it is."""
+    if not settings.is_bpe:
+        raise UnsupportedTokenizer("tokenizer.model is not of the BPE kind")
+    if settings.normalizes:
+        raise UnsupportedTokenizer("tokenizer.model changes the text before it is split")
+    if not {f"<0x{byte:02X}>".encode() for byte in range(256)} <= {token.text for token in tokens}:
+        raise UnsupportedTokenizer("tokenizer.model has no token for each byte, so some text would be lost")
+
+
+def _piece(path: Path, processor: SentencePieceProcessor, token_id: int) -> Token:
     kind = TokenType.NORMAL
     if processor.IsUnknown(token_id):
         kind = TokenType.UNKNOWN
@@ -62,7 +79,14 @@ def _piece(processor: SentencePieceProcessor, token_id: int) -> Token:
         kind = TokenType.UNUSED
     elif processor.IsByte(token_id):
         kind = TokenType.BYTE
-    return Token(processor.IdToPiece(token_id).encode(), kind, processor.GetScore(token_id))
+    score = processor.GetScore(token_id)
+    try:
+        text = processor.IdToPiece(token_id)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(path, f"token {token_id} is not Unicode") from error
+    if not math.isfinite(score):
+        raise CheckpointError(path, f"token {shown(text)} has the score {score}")
+    return Token(encode(text, path), kind, score)
 
 
 def _place_added(directory: Path, tokens: list[Token]) -> None:
@@ -70,16 +94,20 @@ def _place_added(directory: Path, tokens: list[Token]) -> None:
     path = directory / "added_tokens.json"
     if path.exists():
         for text, token_id in read_json(path).items():
-            place(path, tokens, token_id, Token(text.encode(), TokenType.USER_DEFINED, _ADDED_SCORE))
+            place(path, tokens, token_id, Token(encode(text, path), TokenType.USER_DEFINED, _ADDED_SCORE))
     path = directory / "tokenizer_config.json"
     if path.exists():
-        for key, entry in (read_json(path).get("added_tokens_decoder") or {}).items():
+        config = read_json(path)
+        decoder = (
+            {} if config.get("added_tokens_decoder") is None else expect(config, "added_tokens_decoder", dict, path)
+        )
+        for key, entry in decoder.items():
             text = expect(entry, "content", str, path)
             kind = added_kind(bool(entry.get("special")), text)
             if kind is TokenType.USER_DEFINED:
                 text = text.replace("▁", " ")  # llama.cpp matches these against the text before it is escaped
-            token_id = int(key) if key.isdecimal() else key
-            place(path, tokens, token_id, Token(text.encode(), kind, _ADDED_SCORE))
+            token_id = int(key) if key.isdecimal() and len(key) < 10 else key
+            place(path, tokens, token_id, Token(encode(text, path), kind, _ADDED_SCORE))
 
 
 def _special(directory: Path, processor: SentencePieceProcessor, n_vocab: int) -> SpecialVocab:
@@ -90,8 +118,8 @@ def _special(directory: Path, processor: SentencePieceProcessor, n_vocab: int) -
     return special
 
 
-def _adds_space_prefix(directory: Path, processor: SentencePieceProcessor) -> bool:
+def _adds_space_prefix(directory: Path, settings: Settings) -> bool:
     """What the checkpoint says, else what the model itself does."""
     path = directory / "tokenizer_config.json"
     stated = read_json(path).get("add_prefix_space") if path.exists() else None
-    return stated if isinstance(stated, bool) else processor.EncodeAsPieces("a")[0].startswith("▁")
+    return stated if isinstance(stated, bool) else settings.adds_space_prefix

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
 
-from quantize.errors import CheckpointError, UnsupportedTokenizer
+from quantize.checkpoint import read_bytes, read_json
+from quantize.errors import CheckpointError, UnsupportedTokenizer, shown
+
+logging.getLogger("gguf").addHandler(logging.NullHandler())  # else its warnings go to the user's terminal
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,14 @@ class Vocabulary:
         self.special.add_to_gguf(writer, quiet=True)
 
 
+def encode(text: str, path: Path) -> bytes:
+    """UTF-8 of a token's text; JSON can also spell text that has none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(path, f"has the token {shown(text)}, which is not Unicode") from error
+
+
 def padding(token_id: int) -> Token:
     """The filler for rows of the embedding matrix that the tokenizer has no token for."""
     return Token(f"[PAD{token_id}]".encode(), TokenType.UNUSED, -10000.0)
@@ -51,7 +63,7 @@ def padding(token_id: int) -> Token:
 def place(path: Path, tokens: list[Token], token_id: object, token: Token) -> None:
     """Put an added token at its id; ids past the embedding matrix cannot occur and are left out."""
     if type(token_id) is not int or token_id < 0:
-        raise CheckpointError(path, f"gives the added token {token.text!r} the id {token_id!r}")
+        raise CheckpointError(path, f"gives the added token {shown(token.text)} the id {shown(token_id)}")
     if token_id < len(tokens):
         tokens[token_id] = token
 
@@ -67,10 +79,25 @@ def added_kind(special: bool, text: str) -> TokenType:
 
 def read_special(directory: Path, n_vocab: int, *, load_merges: bool) -> SpecialVocab:
     """Special token ids, BOS/EOS flags and chat template, as llama.cpp's converter finds them."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.json"):
+        if (directory / name).exists():
+            read_json(directory / name)  # is it there, JSON, and of a sane size?
+    if (directory / "chat_template.jinja").exists():
+        read_bytes(directory / "chat_template.jinja")
     try:
-        return SpecialVocab(directory, load_merges=load_merges, n_vocab=n_vocab)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:  # the library trusts the JSON
-        raise UnsupportedTokenizer(f"its configuration is malformed ({error})") from error
+        special = SpecialVocab(directory, load_merges=load_merges, n_vocab=n_vocab)
+        special.add_to_gguf(GGUFWriter(None, ""), quiet=True)
+        for text in (*special.merges, *_chat_templates(special)):
+            text.encode()
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
+        raise UnsupportedTokenizer("its configuration is malformed") from error  # the library trusts the JSON
+    return special
+
+
+def _chat_templates(special: SpecialVocab) -> list[str]:
+    if special.chat_template is None or isinstance(special.chat_template, str):
+        return [special.chat_template or ""]
+    return [choice.get("template") or "" for choice in special.chat_template]
 
 
 def expect(mapping: Any, key: str, kind: type, path: Path) -> Any:

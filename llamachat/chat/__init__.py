@@ -1,0 +1,1 @@
+"""What is said: messages, the prompts made of them, and the live conversation."""

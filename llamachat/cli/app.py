@@ -1,0 +1,84 @@
+"""The Typer app and the one place where errors become words and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from llamachat import __version__
+from llamachat.cli import bench, chat, doctor, models, prompt, pull
+from llamachat.cli.output import out
+from llamachat.errors import LlamachatError
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+class _ErrorBoundary(TyperGroup):
+    """Runs a command; a `LlamachatError` ends it with a sentence, a next step and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except LlamachatError as error:
+            if os.environ.get("LLAMACHAT_DEBUG") == "1":
+                raise
+            out.error(str(error), error.next_step)
+            sys.exit(EXIT_FAILED)
+        except KeyboardInterrupt:
+            out.note("Interrupted.")
+            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            _leave_quietly()
+
+
+def _leave_quietly() -> None:
+    """The reader of our output has gone; Python must not complain about that while it shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(EXIT_FAILED)
+
+
+app = typer.Typer(
+    cls=_ErrorBoundary,
+    help="Chat with Llama-family models on your own machine.",
+    epilog="First steps: llamachat chat · llamachat list --available · llamachat pull llama-3.2-1b-instruct",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.text(f"llamachat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+app.command("pull")(pull.pull)
+app.command("chat")(chat.chat)
+app.command("bench")(bench.bench)
+app.command("prompt")(prompt.prompt)
+app.command("list")(models.list_)
+app.command("show")(models.show)
+app.command("rm")(models.rm)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point of the `llamachat` command."""
+    app()

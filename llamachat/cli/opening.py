@@ -1,0 +1,88 @@
+"""From a model's name to a session: store, engine, template and sampling put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from llamachat.chat.session import Answer, Session
+from llamachat.chat.templates import TemplateChoice, choose_template
+from llamachat.cli.output import out
+from llamachat.engine import open_engine
+from llamachat.engine.base import EngineOptions
+from llamachat.engine.sampling import SamplingParams, recommended
+from llamachat.models.resolve import resolve
+from llamachat.models.store import StoredModel
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What the command line asks for; None leaves it to the model."""
+
+    engine: EngineOptions
+    sampling: Mapping[str, float | int | None]
+    system: str | None = None
+    template: str | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OpenChat:
+    """A session with what it was made of."""
+
+    model: StoredModel
+    session: Session
+    choice: TemplateChoice
+    default_system: str | None
+
+    def describe(self) -> str:
+        """One line: model, context, threads or GPU, template."""
+        info = self.session.engine.info
+        where = "GPU" if info.backend == "GPU" else f"{info.n_threads} threads"
+        return f"{self.model.label} · {info.n_ctx:,} tokens · {where} · template {self.choice.template.name}"
+
+    def describe_stats(self, answer: Answer) -> str:
+        """One line about an answer: why it ended, tokens and speeds."""
+        stats = answer.stats
+        return (
+            f"{answer.finish_reason} · prompt {stats.n_prompt} tokens, {stats.n_reused} of them reused, "
+            f"{stats.prompt_tps:.1f} tok/s · answer {stats.n_generated} tokens, {stats.generation_tps:.1f} tok/s · "
+            f"first token after {stats.ttft_s:.2f} s · "
+            f"template {self.choice.template.name} ({self.choice.reason})"
+        )
+
+
+@contextmanager
+def open_chat(model: str | None, options: ChatOptions) -> Iterator[OpenChat]:
+    """Load a model and begin a conversation with it."""
+    stored = resolve(model)
+    with out.status(f"Loading {stored.label}"):
+        engine = open_engine(stored.path, options.engine)
+    try:
+        choice = choose_template(options.template, stored.template, engine.info.metadata)
+        if not choice.template.is_chat:
+            out.warning(f"{stored.label} is not a chat model ({choice.reason}): it continues the text you type.")
+        system = options.system if options.system is not None else stored.system
+        session = Session(
+            engine,
+            choice.template,
+            _sampling(stored, choice, engine.info.metadata, options),
+            system=system or None,
+            max_tokens=options.max_tokens,
+            stop=options.stop,
+        )
+        yield OpenChat(stored, session, choice, stored.system)
+    finally:
+        engine.close()
+
+
+def _sampling(
+    stored: StoredModel, choice: TemplateChoice, metadata: Mapping[str, str], options: ChatOptions
+) -> SamplingParams:
+    """General defaults, then what the header, the family and the catalogue recommend, then the user's wish."""
+    params = SamplingParams()
+    for layer in (recommended(metadata), choice.template.sampling, stored.sampling, options.sampling):
+        params = params.override(layer)
+    return params

@@ -1,0 +1,93 @@
+"""The one sink for what the program says: stdout is data, stderr is talk.
+
+Colour only on a terminal and never with NO_COLOR (Rich sees to both). Text from elsewhere (models, files, the
+Hub) passes through `visible` before it reaches a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from llamachat.cli.terminal.escapes import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Output:
+    """Verbs for everything a command has to say."""
+
+    @cached_property
+    def talk(self) -> Console:
+        """Rich on stderr."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, soft_wrap=True)
+
+    @cached_property
+    def _data(self) -> Console:
+        from rich.console import Console
+
+        return Console(highlight=False)
+
+    def text(self, text: str, *, end: str = "\n") -> None:
+        """Data for people or pipes."""
+        sys.stdout.write((visible(text) if sys.stdout.isatty() else text) + end)
+        sys.stdout.flush()
+
+    def json(self, value: Any) -> None:
+        """One JSON document."""
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.flush()
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns for people; in a pipe, tab-separated lines with the same header. A leading ">" aligns right."""
+        names = [column.removeprefix(">") for column in columns]
+        if not sys.stdout.isatty():
+            for row in (names, *rows):
+                self.text("\t".join(row))
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column, name in zip(columns, names, strict=True):
+            table.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(visible(cell)) for cell in row))
+        self._data.print(table)
+
+    def note(self, text: str) -> None:
+        """Something worth knowing, quietly."""
+        self._say(text, "dim")
+
+    def warning(self, text: str) -> None:
+        """Something the user should not miss."""
+        self._say(f"Warning: {text}", "yellow")
+
+    def error(self, sentence: str, next_step: str) -> None:
+        """What went wrong, and what to do about it."""
+        self._say(f"Error: {sentence}", "bold red")
+        self._say(f"Next: {next_step}", "default")
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Show that something is going on, on a terminal only; the value changes the words."""
+        if not self.talk.is_terminal:
+            yield lambda _: None
+            return
+        with self.talk.status(visible(text)) as status:
+            yield lambda changed: status.update(visible(changed))
+
+    def _say(self, text: str, style: str) -> None:
+        from rich.text import Text
+
+        self.talk.print(Text(visible(text), style=style))
+
+
+out = Output()

@@ -1,0 +1,74 @@
+"""`llamachat pull`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llamachat.cli.format import parameters, size
+from llamachat.cli.output import out
+
+if TYPE_CHECKING:
+    from llamachat.models.pull import PullResult
+
+_BITS = {4: "q4_k_m", 8: "q8_0"}
+
+
+def pull(
+    model: Annotated[str, typer.Argument(help="A catalogue name, ORG/REPO[@REVISION], or ./checkpoint-directory.")],
+    quant: Annotated[str | None, typer.Option(help="f16, q8_0, q4_0 or q4_k_m; default: the catalogue's.")] = None,
+    bits: Annotated[int | None, typer.Option(help="4 means q4_k_m, 8 means q8_0.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: the newest.")] = None,
+    name: Annotated[str | None, typer.Option(help="Keep it under this name.")] = None,
+    keep_checkpoint: Annotated[bool, typer.Option("--keep-checkpoint", help="Keep the downloaded weights.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    r"""Download a model, convert and quantize it in one go.
+
+    \b
+    Examples:
+      llamachat pull llama-2-7b-chat
+      llamachat pull llama-3.2-1b-instruct --bits 8
+      llamachat pull Qwen/Qwen2.5-0.5B-Instruct@main --quant q8_0
+      llamachat pull ./my-fine-tune --name mine
+    """
+    if bits is not None and bits not in _BITS:
+        raise typer.BadParameter("--bits is 4 or 8; for others use --quant.")
+    if bits is not None and quant is not None:
+        raise typer.BadParameter("--bits and --quant say the same thing; give one of them.")
+    from llamachat.cli.progress import pull_progress
+    from llamachat.models.pull import PullRequest
+    from llamachat.models.pull import pull as run_pull
+
+    request = PullRequest(model, _BITS[bits] if bits else quant, revision, name, keep_checkpoint)
+    with pull_progress() as progress:
+        result = run_pull(request, progress)
+    if as_json:
+        out.json(_as_json(result))
+    else:
+        _say(result)
+
+
+def _as_json(result: PullResult) -> dict[str, object]:
+    manifest = result.manifest
+    return {
+        "name": manifest.name,
+        "path": str(result.model.path),
+        "quant": manifest.quant,
+        "size_bytes": manifest.size_bytes,
+        "n_params": manifest.n_params,
+        "bits_per_weight": round(manifest.size_bytes * 8 / manifest.n_params, 4),
+        "sha256": manifest.sha256,
+        "repo": manifest.repo,
+        "revision": manifest.revision,
+        "already_here": result.was_here,
+        "elapsed_s": round(result.elapsed_s, 3),
+    }
+
+
+def _say(result: PullResult) -> None:
+    manifest = result.manifest
+    what = f"{result.model.label}: {size(manifest.size_bytes)}, {parameters(manifest.n_params)} parameters"
+    out.text(f"{what}, already here." if result.was_here else f"{what}, in {result.elapsed_s:.0f} s.")
+    out.note(f"Talk to it: llamachat chat {result.model.label}")

@@ -1,0 +1,1 @@
+"""The chat screen: prompt line, slash commands, streaming, and the filter for control characters."""

@@ -1,0 +1,165 @@
+"""The protocol between a conversation and whatever runs the model.
+
+A generation is a stream of typed events: prefill progress, then tokens, then exactly one `End` with statistics
+and the finish reason. Everything is token ids and bytes; text is the caller's business.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from llamachat.engine.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to load a model. None or "auto" leave the choice to the engine."""
+
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    n_gpu_layers: int | Literal["auto"] = "auto"
+    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What to evaluate and how to go on from there."""
+
+    prompt_ids: Sequence[int]
+    sampling: SamplingParams
+    max_tokens: int | None = None
+    """None: until the model stops or the context window is full."""
+    ignore_eog: bool = False
+    """Go on past end-of-generation tokens; for measuring."""
+
+
+@dataclass(frozen=True)
+class GenerationStats:
+    """Counts of tokens, and times in seconds. Prefill and decoding are always kept apart."""
+
+    n_prompt: int
+    n_reused: int
+    """Prompt tokens that were still in the KV cache and not evaluated again."""
+    n_generated: int
+    prefill_s: float
+    ttft_s: float
+    """From the request to the first token."""
+    decode_s: float
+    """From the first token to the last."""
+
+    @property
+    def n_evaluated(self) -> int:
+        """Prompt tokens that were evaluated."""
+        return self.n_prompt - self.n_reused
+
+    @property
+    def prompt_tps(self) -> float:
+        """Prompt tokens per second, counting those evaluated."""
+        return self.n_evaluated / self.prefill_s if self.prefill_s > 0 else 0.0
+
+    @property
+    def generation_tps(self) -> float:
+        """Generated tokens per second; the first one belongs to the prefill."""
+        return (self.n_generated - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Prompt tokens evaluated so far."""
+
+    n_done: int
+    n_total: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token and the bytes it stands for; a character may be spread over several."""
+
+    token_id: int
+    piece: bytes
+
+
+@dataclass(frozen=True)
+class End:
+    """The last event of every generation."""
+
+    finish_reason: FinishReason
+    stats: GenerationStats
+
+
+Event = Prefill | Token | End
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What was loaded and how it runs."""
+
+    n_params: int
+    size_bytes: int
+    n_ctx: int
+    n_ctx_train: int
+    n_threads: int
+    backend: str
+    file_type: str
+    load_s: float
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Tokenizer(Protocol):
+    """Text ↔ token ids for one vocabulary."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Beginning of sequence, if the vocabulary has one."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """End of sequence, if the vocabulary has one."""
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model expects a BOS before everything."""
+
+    @property
+    def adds_space_prefix(self) -> bool:
+        """Whether text is tokenized as if a space came first (sentencepiece); an answer then starts with one."""
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Tokens that steer the model, by their text. User text never becomes one."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of plain text: nothing added, and control tokens in it stay text."""
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes of one token; control tokens give none."""
+
+
+class Engine(Protocol):
+    """A loaded model with a context window and a KV cache."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's vocabulary."""
+
+    def generate(self, request: GenerationRequest, cancel: threading.Event) -> Iterator[Event]:
+        """Evaluate the prompt and generate. Setting `cancel` ends the stream soon with "interrupted".
+
+        Raises `PromptTooLong` before anything is evaluated if the prompt leaves no room for an answer.
+        """
+
+    def close(self) -> None:
+        """Free the model. The engine is not used afterwards."""

@@ -1,0 +1,390 @@
+"""llama.cpp as an engine, through its low-level C calls. The only room that imports llama_cpp.
+
+The library's own `Llama` class is not used: its prompts, its sampling and its bookkeeping cost time and decide
+things that are decided here. The ids in the KV cache are kept as a list beside it, so that a new prompt only
+evaluates what differs from the last one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from llamachat.engine.base import (
+    End,
+    EngineInfo,
+    EngineOptions,
+    Event,
+    FinishReason,
+    GenerationRequest,
+    GenerationStats,
+    Prefill,
+    Token,
+)
+from llamachat.engine.hardware import default_threads
+from llamachat.engine.sampling import SamplerStep, sampler_chain
+from llamachat.errors import EngineFailed, NotAModelFile, PromptTooLong
+
+_N_BATCH = 512
+_DEFAULT_N_CTX = 8192
+_ALL_LAYERS = -1
+_ABORTED = 2
+_SPM = 1  # LLAMA_VOCAB_TYPE_SPM
+
+_KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
+
+
+class LlamaTokenizer:
+    """`Tokenizer` over a llama.cpp vocabulary. `model` must outlive it."""
+
+    def __init__(self, model: int) -> None:
+        self._model = model
+        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self._pieces: dict[int, bytes] = {}
+
+    @cached_property
+    def n_vocab(self) -> int:
+        """See `Tokenizer`."""
+        return int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """See `Tokenizer`."""
+        return _token_or_none(llama_cpp.llama_vocab_bos(self._vocab))
+
+    @cached_property
+    def eos_id(self) -> int | None:
+        """See `Tokenizer`."""
+        return _token_or_none(llama_cpp.llama_vocab_eos(self._vocab))
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """See `Tokenizer`."""
+        return bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
+
+    @cached_property
+    def adds_space_prefix(self) -> bool:
+        """See `Tokenizer`."""
+        if llama_cpp.llama_vocab_type(self._vocab) != _SPM:
+            return False
+        return self.piece(self.tokenize("a")[0]).startswith(b" ")
+
+    @cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        """See `Tokenizer`."""
+        text = llama_cpp.llama_vocab_get_text
+        return {
+            text(self._vocab, token_id).decode("utf-8", "replace"): token_id
+            for token_id in range(self.n_vocab)
+            if llama_cpp.llama_vocab_is_control(self._vocab, token_id)
+        }
+
+    def tokenize(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        data = text.encode("utf-8", "replace")
+        capacity = len(data) + 2
+        ids = (llama_cpp.llama_token * capacity)()
+        n_ids = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, capacity, False, False)
+        if n_ids < 0:
+            raise EngineFailed("the text could not be tokenized")
+        return ids[:n_ids]
+
+    def piece(self, token_id: int) -> bytes:
+        """See `Tokenizer`."""
+        known = self._pieces.get(token_id)
+        if known is not None:
+            return known
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n_bytes = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, size, 0, False)
+            if n_bytes >= 0:
+                self._pieces[token_id] = buffer.raw[:n_bytes]
+                return self._pieces[token_id]
+            size = -n_bytes
+
+    def is_eog(self, token_id: int) -> bool:
+        """Whether the token ends a generation."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token_id))
+
+
+class LlamaEngine:
+    """`Engine` over llama.cpp: one model, one context, one sequence."""
+
+    def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
+        """Load the GGUF file at `path`; raise `NotAModelFile` or `EngineFailed`."""
+        options = options or EngineOptions()
+        started = time.monotonic()
+        self._ids: list[int] = []
+        self._model = _load_model(path, options.n_gpu_layers)
+        try:
+            self._context, n_threads = self._open_context(options)
+        except EngineFailed:
+            llama_cpp.llama_model_free(self._model)
+            raise
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self.tokenizer = LlamaTokenizer(self._model)
+        self.info = EngineInfo(
+            n_params=llama_cpp.llama_model_n_params(self._model),
+            size_bytes=llama_cpp.llama_model_size(self._model),
+            n_ctx=llama_cpp.llama_n_ctx(self._context),
+            n_ctx_train=llama_cpp.llama_model_n_ctx_train(self._model),
+            n_threads=n_threads,
+            backend="GPU" if _offloads(options.n_gpu_layers) else "CPU",
+            file_type=_file_type_name(self._model),
+            load_s=time.monotonic() - started,
+            metadata=_metadata(self._model),
+        )
+
+    def _open_context(self, options: EngineOptions) -> tuple[Any, int]:
+        params = llama_cpp.llama_context_default_params()
+        n_ctx_train = llama_cpp.llama_model_n_ctx_train(self._model)
+        params.n_ctx = options.n_ctx or min(n_ctx_train or _DEFAULT_N_CTX, _DEFAULT_N_CTX)
+        params.n_batch = params.n_ubatch = _N_BATCH
+        params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
+        params.type_k = params.type_v = _KV_TYPES[options.kv_type]
+        params.no_perf = True
+        with _collected_log() as log:
+            context = llama_cpp.llama_init_from_model(self._model, params)
+        if not context:
+            raise EngineFailed(f"no context of {params.n_ctx:,} tokens could be made ({_last_error(log)})")
+        return context, params.n_threads
+
+    def generate(self, request: GenerationRequest, cancel: threading.Event) -> Iterator[Event]:
+        """See `Engine`."""
+        prompt = list(request.prompt_ids)
+        n_ctx = self.info.n_ctx
+        if not prompt:
+            raise EngineFailed("the prompt is empty")
+        if len(prompt) >= n_ctx:
+            raise PromptTooLong(len(prompt), n_ctx)
+        started = time.monotonic()
+        n_reused = self._keep_common_prefix(prompt)
+        for n_done in self._prefill(prompt, cancel):
+            yield Prefill(n_done - n_reused, len(prompt) - n_reused)
+        prefill_s = time.monotonic() - started
+
+        generated: list[float] = []  # when each token came
+        finish_reason: FinishReason = "interrupted"
+        if len(self._ids) == len(prompt):
+            finish_reason = yield from self._decode(request, cancel, generated)
+        first, last = (generated[0], generated[-1]) if generated else (started, started)
+        stats = GenerationStats(
+            n_prompt=len(prompt),
+            n_reused=n_reused,
+            n_generated=len(generated),
+            prefill_s=prefill_s,
+            ttft_s=first - started,
+            decode_s=last - first,
+        )
+        yield End(finish_reason, stats)
+
+    def _keep_common_prefix(self, prompt: Sequence[int]) -> int:
+        """Drop from the KV cache what the prompt does not start with; return how much of the prompt is there."""
+        n_common = 0
+        for cached, wanted in zip(self._ids, prompt[:-1], strict=False):  # the last token is needed for its logits
+            if cached != wanted:
+                break
+            n_common += 1
+        if n_common < len(self._ids):
+            if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_common, -1):
+                llama_cpp.llama_memory_clear(self._memory, True)  # a memory that cannot be cut, such as a recurrent one
+                n_common = 0
+            del self._ids[n_common:]
+        return n_common
+
+    def _prefill(self, prompt: Sequence[int], cancel: threading.Event) -> Iterator[int]:
+        """Evaluate the rest of the prompt in batches, telling how far it got. Stops within a batch when cancelled."""
+        callback = llama_cpp.ggml_abort_callback(lambda _: cancel.is_set())
+        llama_cpp.llama_set_abort_callback(self._context, callback, None)
+        try:
+            while len(self._ids) < len(prompt) and not cancel.is_set():
+                batch = prompt[len(self._ids) : len(self._ids) + _N_BATCH]
+                if not self._evaluate(batch):
+                    break
+                yield len(self._ids)
+        finally:
+            llama_cpp.llama_set_abort_callback(self._context, llama_cpp.ggml_abort_callback(), None)
+
+    def _decode(
+        self, request: GenerationRequest, cancel: threading.Event, generated: list[float]
+    ) -> Generator[Event, None, FinishReason]:
+        """Sample and evaluate token after token; `generated` collects when each one came."""
+        with _sampler(request, self.tokenizer.n_vocab) as sampler:
+            while not cancel.is_set():
+                token_id = llama_cpp.llama_sampler_sample(sampler, self._context, -1)
+                if self.tokenizer.is_eog(token_id) and not request.ignore_eog:
+                    return "stop"
+                generated.append(time.monotonic())
+                yield Token(token_id, self.tokenizer.piece(token_id))
+                if len(generated) == request.max_tokens or len(self._ids) == self.info.n_ctx:
+                    return "length"
+                self._evaluate([token_id])
+        return "interrupted"
+
+    def _evaluate(self, ids: Sequence[int]) -> bool:
+        """Run tokens through the model and note them; False if it was aborted."""
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)
+        result = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(tokens, len(ids)))
+        if result == _ABORTED:
+            llama_cpp.llama_memory_seq_rm(self._memory, 0, len(self._ids), -1)
+            return False
+        if result != 0:
+            self._forget()
+            raise EngineFailed(f"llama_decode returned {result}")
+        self._ids.extend(ids)
+        return True
+
+    def _forget(self) -> None:
+        """Empty the KV cache: after an error nothing in it can be relied on."""
+        llama_cpp.llama_memory_clear(self._memory, True)
+        self._ids.clear()
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._model:
+            llama_cpp.llama_free(self._context)
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+
+
+@contextmanager
+def open_tokenizer(path: Path) -> Iterator[tuple[LlamaTokenizer, Mapping[str, str]]]:
+    """The vocabulary and the header of a GGUF file, without its weights."""
+    model = _load_model(path, 0, vocab_only=True)
+    try:
+        yield LlamaTokenizer(model), _metadata(model)
+    finally:
+        llama_cpp.llama_model_free(model)
+
+
+def supports_gpu() -> bool:
+    """Whether this build of llama.cpp can use a GPU."""
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def build_description() -> str:
+    """The version of the bindings and the instruction sets llama.cpp was built for."""
+    _quiet_log()
+    return f"llama-cpp-python {llama_cpp.__version__} ({llama_cpp.llama_print_system_info().decode().strip(' |')})"
+
+
+@contextmanager
+def _sampler(request: GenerationRequest, n_vocab: int) -> Iterator[Any]:
+    """A sampler chain for one generation, which has seen the prompt (penalties count it)."""
+    params = request.sampling
+    seed = secrets.randbelow(_MAX_SEED) if params.seed is None else params.seed % _MAX_SEED
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    try:
+        for step in sampler_chain(params, seed):
+            llama_cpp.llama_sampler_chain_add(chain, _make_sampler(step, n_vocab))
+        for token_id in request.prompt_ids:
+            llama_cpp.llama_sampler_accept(chain, token_id)
+        yield chain
+    finally:
+        llama_cpp.llama_sampler_free(chain)
+
+
+_MAX_SEED = 2**32 - 1  # the last 32-bit value means "random" to llama.cpp
+
+
+def _make_sampler(step: SamplerStep, n_vocab: int) -> Any:
+    create = getattr(llama_cpp, f"llama_sampler_init_{step.name}")
+    return create(n_vocab, *step.arguments) if step.name == "penalties" else create(*step.arguments)
+
+
+def _load_model(path: Path, n_gpu_layers: int | str, *, vocab_only: bool = False) -> Any:
+    _init_backend()
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = vocab_only
+    if n_gpu_layers == "auto":
+        params.n_gpu_layers = _ALL_LAYERS if supports_gpu() else 0
+    else:
+        params.n_gpu_layers = int(n_gpu_layers)
+    with _collected_log() as log:
+        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise NotAModelFile(path, f"cannot be loaded ({_last_error(log)})")
+    return model
+
+
+def _offloads(n_gpu_layers: int | str) -> bool:
+    return supports_gpu() and n_gpu_layers != 0
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """The header's scalar keys as text (arrays are shortened by llama.cpp)."""
+    pairs = {}
+    for i in range(llama_cpp.llama_model_meta_count(model)):
+        key = _read_text(llama_cpp.llama_model_meta_key_by_index, model, i)
+        pairs[key] = _read_text(llama_cpp.llama_model_meta_val_str_by_index, model, i)
+    return pairs
+
+
+def _read_text(function: Any, *arguments: Any) -> str:
+    """Call one of llama.cpp's snprintf-like functions with a buffer that is large enough."""
+    size = 256
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n_bytes = function(*arguments, buffer, size)
+        if n_bytes < size:
+            return buffer.value.decode("utf-8", "replace")
+        size = n_bytes + 1
+
+
+def _file_type_name(model: Any) -> str:
+    name = llama_cpp.llama_ftype_name(llama_cpp.llama_model_ftype(model))
+    return name.decode().split(" ")[0].lower() if name else "unknown"
+
+
+def _token_or_none(token_id: int) -> int | None:
+    return None if token_id < 0 else token_id
+
+
+_log: deque[str] = deque(maxlen=50)
+"""llama.cpp's latest messages. It logs from any thread to one place in the process."""
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(_level: int, text: bytes, _user_data: Any) -> None:
+    message = text.decode("utf-8", "replace")
+    _log.append(message)
+    if os.environ.get("LLAMACHAT_DEBUG") == "1":
+        sys.stderr.write(message)
+
+
+@lru_cache(maxsize=1)
+def _quiet_log() -> None:
+    llama_cpp.llama_log_set(_on_log, None)
+
+
+@lru_cache(maxsize=1)
+def _init_backend() -> None:
+    _quiet_log()
+    llama_cpp.llama_backend_init()
+
+
+@contextmanager
+def _collected_log() -> Iterator[deque[str]]:
+    _log.clear()
+    yield _log
+
+
+def _last_error(log: deque[str]) -> str:
+    """The most telling line llama.cpp left behind: the first error, without the function's name before it."""
+    for message in log:
+        if "error" in message or "failed" in message:
+            return message.strip().rpartition("error ")[2].removeprefix("loading model: ")[:200]
+    return "no reason given"

