@@ -309,7 +309,7 @@ def test_special_tokens_of_bpe(style: BpeStyle, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["jinja", "json"])
 def test_chat_template_from_a_file_of_its_own(file: str, tmp_path: Path) -> None:
-    _write_sentencepiece(tmp_path, {})
+    _write_sentencepiece(tmp_path, {"add_bos_token": True})
     template = "{{ messages }} – ünï"
     text = template if file == "jinja" else json.dumps({"chat_template": template})
     (tmp_path / f"chat_template.{file}").write_text(text, encoding="utf-8")
@@ -407,7 +407,7 @@ def test_more_pieces_than_embeddings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "unigram"},
+        {"model_type": "unigram", "hard_vocab_limit": False},
         {"normalization_rule_name": "nmt_nfkc"},
         {"remove_extra_whitespaces": True},
         {"byte_fallback": False},

@@ -76,7 +76,7 @@ def _weight_map(directory: Path) -> dict[str, str]:
 
 def _is_plain_name(name: Any) -> bool:
     """Whether `name` stays in its directory on every system and in the terminal."""
-    if not isinstance(name, str) or not name.isprintable():
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 255:
         return False
     return Path(name).name == name and not set(name) & set("\\:") and name.endswith(".safetensors")
 
