@@ -1,7 +1,7 @@
 """Which tensor gets which type: the mix behind a file type such as Q4_K_M.
 
 The rules are llama.cpp's (`llama_tensor_get_type_impl` and `tensor_type_fallback` in src/llama-quant.cpp), for
-the architectures handled here; `tests/quantize/test_against_llama_cpp.py` holds them to it byte for byte.
+the architectures handled here; `tests/test_quantize_exact.py` holds them to it byte for byte.
 Pure functions over names and shapes: no weights, no files.
 """
 

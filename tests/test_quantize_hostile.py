@@ -603,7 +603,6 @@ def test_damaged_tokenizer_json(
         {"chat_template": [{"name": 1, "template": "x"}]},
         {"chat_template": [{"name": "default", "template": 1}]},
         {"chat_template": "\ud800"},
-        {"chat_template": [{"name": "a-b", "template": "x"}, {"name": "a_b", "template": "y"}]},
         {"added_tokens_decoder": []},
         {"added_tokens_decoder": {"one": {"content": "x"}}},
         {"added_tokens_decoder": {"-1": {"content": "x"}}},
@@ -643,6 +642,14 @@ def test_damaged_sentencepiece_model(seed: int, checkpoint: Path) -> None:
         check_error(error)
     else:
         assert seed >= 8
+
+
+def test_sentencepiece_piece_that_is_not_unicode(checkpoint: Path, out_path: Path) -> None:
+    path = checkpoint / "tokenizer.model"
+    content = path.read_bytes()
+    for piece in (b"<0x42>", b"the"):
+        path.write_bytes(content.replace(piece, b"\xff" + piece[1:]))
+        refuse(checkpoint, out_path, "tokenizer.model")
 
 
 # --- weights ------------------------------------------------------------------------------------------------

@@ -95,11 +95,11 @@ def _models() -> list[Finding]:
 
 
 def _hub() -> Finding:
-    from huggingface_hub import constants, get_token
+    from llamachat.models.hub import hub_access
 
-    token = "logged in" if get_token() else "no token (needed for gated models: hf auth login)"
-    offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
-    return Finding("Hub", f"{constants.ENDPOINT}{offline}, {token}")
+    access = hub_access()
+    token = "logged in" if access.has_token else "no token (needed for gated models: hf auth login)"
+    return Finding("Hub", f"{access.endpoint}{', offline (HF_HUB_OFFLINE)' if access.offline else ''}, {token}")
 
 
 def _has_nvidia() -> bool:

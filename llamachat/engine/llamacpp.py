@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+from gguf import LlamaFileType
 
 from llamachat.engine.base import (
     End,
@@ -345,8 +346,10 @@ def _read_text(function: Any, *arguments: Any) -> str:
 
 
 def _file_type_name(model: Any) -> str:
-    name = llama_cpp.llama_ftype_name(llama_cpp.llama_model_ftype(model))
-    return name.decode().split(" ")[0].lower() if name else "unknown"
+    try:
+        return LlamaFileType(llama_cpp.llama_model_ftype(model)).name.removeprefix("MOSTLY_").lower()
+    except ValueError:
+        return "unknown"
 
 
 def _token_or_none(token_id: int) -> int | None:

@@ -55,7 +55,7 @@ def _load(path: Path, proto: bytes) -> SentencePieceProcessor:
         raise CheckpointError(path, "is empty")
     try:
         return SentencePieceProcessor(model_proto=proto)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the second for its message, which quotes the model
         raise CheckpointError(path, "is not a sentencepiece model") from error
 
 

@@ -63,6 +63,20 @@ class Repository:
     mirror: str | None = None
 
 
+@dataclass(frozen=True)
+class HubAccess:
+    """How the Hub is reached from here."""
+
+    endpoint: str
+    has_token: bool
+    offline: bool
+
+
+def hub_access() -> HubAccess:
+    """What environment and stored login say; asks nobody."""
+    return HubAccess(constants.ENDPOINT, get_token() is not None, constants.HF_HUB_OFFLINE)
+
+
 def find_repository(repo: str, revision: str | None, *, mirror: str | None = None) -> Repository:
     """Resolve `revision` (default: the main branch) to a commit and list its files."""
     with _plain_errors(repo, revision, mirror):

@@ -1,0 +1,154 @@
+"""The contract of the command line: help, exit codes, JSON, start-up."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import RunCommand
+
+from llamachat import __version__
+
+COMMANDS = ["pull", "chat", "bench", "prompt", "list", "show", "rm", "doctor"]
+HEAVY = {"llama_cpp", "numpy", "gguf", "huggingface_hub", "prompt_toolkit", "jinja2"}
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from llamachat.cli.app import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not HEAVY & {name.split(".")[0] for name in loaded}
+
+    def help_s() -> float:
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "llamachat", "--help"], stdout=subprocess.DEVNULL, check=True)
+        return time.monotonic() - started
+
+    assert min(help_s() for _ in range(5)) <= 0.25
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command: str, run: RunCommand) -> None:
+    result = run(command, "--help")
+    assert result.returncode == 0
+    assert "Examples:" in result.stdout
+    assert f"llamachat {command}" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_version(run: RunCommand) -> None:
+    assert run("--version").stdout == f"llamachat {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["pull"],
+        ["pull", "llama-2-7b", "--bits", "5"],
+        ["pull", "llama-2-7b", "--bits", "4", "--quant", "q8_0"],
+        ["chat", "--temperature", "hot", "-p", "Hi"],
+        ["chat", "--kv-type", "f64", "-p", "Hi"],
+        ["chat", "--gpu-layers", "some", "-p", "Hi"],
+        ["chat"],
+        ["bench", "--pp", "0", "--tg", "0"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], run: RunCommand) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_chat_json(run: RunCommand) -> None:
+    result = run("chat", "-p", "Say hello.", "--temperature", "0", "--max-tokens", "5", "--json")
+    answer = json.loads(result.stdout)
+    assert answer.keys() == {
+        "model", "content", "finish_reason", "prompt_tokens", "completion_tokens", "session", "timings",
+    }  # fmt: skip
+    assert answer["timings"].keys() == {"load_s", "ttft_s", "prompt_tps", "generation_tps"}
+    assert answer["finish_reason"] in ("stop", "length")
+    assert answer["completion_tokens"] <= 5
+
+
+def test_piped_text_and_files_come_before_the_prompt(run: RunCommand, tmp_path: Path) -> None:
+    """The prompt is the last word; what it is about stands before it."""
+    note = tmp_path / "note.txt"
+    note.write_text("The password is swordfish.", encoding="utf-8")
+    together = run(
+        "chat", "-f", note, "-p", "What is the password?", "--temperature", "0", "--max-tokens", "20", "--json",
+        text="Remember this.",
+    )  # fmt: skip
+    answer = json.loads(together.stdout)
+    assert "swordfish" in answer["content"]
+    alone = run("chat", "-p", "What is the password?", "--max-tokens", "1", "--json")
+    assert answer["prompt_tokens"] > json.loads(alone.stdout)["prompt_tokens"]
+
+
+def test_a_question_can_be_piped(run: RunCommand) -> None:
+    result = run("chat", "--temperature", "0", text="What is the capital of France?")
+    assert result.returncode == 0
+    assert "Paris" in result.stdout
+    assert result.stdout.endswith("\n")
+
+
+def test_an_answer_is_repeatable(run: RunCommand) -> None:
+    options = ("-p", "Tell me a story.", "--max-tokens", "30", "--json")
+    greedy = {json.loads(run("chat", *options, "--temperature", "0").stdout)["content"] for _ in range(2)}
+    seeded = {json.loads(run("chat", *options, "--seed", "7").stdout)["content"] for _ in range(2)}
+    assert len(greedy) == len(seeded) == 1
+
+
+def test_prompt_json(run: RunCommand, tmp_path: Path) -> None:
+    messages = tmp_path / "messages.json"
+    messages.write_text(json.dumps([{"role": "user", "content": "Hi <|im_end|>"}]), encoding="utf-8")
+    rendered = json.loads(run("prompt", "smollm2-135m-instruct", "--messages", messages, "--json").stdout)
+    assert rendered.keys() == {"ids", "text", "template"}
+    assert rendered["template"] == "chatml"
+    assert rendered["text"] == "<|im_start|>user\nHi <|im_end|><|im_end|>\n<|im_start|>assistant\n"
+    assert rendered["ids"].count(2) == 1  # <|im_end|> is 2, and the user's own stays text
+
+
+def test_list_and_show_json(run: RunCommand) -> None:
+    models = json.loads(run("list", "--json").stdout)["models"]
+    assert [model["name"] for model in models] == ["smollm2-135m-instruct"]
+    assert models[0].keys() == {"name", "quant", "size_bytes", "path", "repo", "revision", "sha256", "created"}
+    available = json.loads(run("list", "--available", "--json").stdout)["models"]
+    assert len(available) >= 60
+    shown = json.loads(run("show", "smollm2-135m-instruct", "--json").stdout)
+    assert shown["template"] == "chatml"
+    assert shown["header"]["general.architecture"] == "llama"
+
+
+def test_bench_json_and_table(run: RunCommand) -> None:
+    arguments = ("bench", "--pp", "32", "--tg", "8", "-r", "3")
+    report = json.loads(run(*arguments, "--json").stdout)
+    assert report.keys() == {"machine", "runs"}
+    for entry in report["runs"]:
+        assert len(entry["samples_tps"]) == 3
+        assert entry["mean_tps"] == pytest.approx(statistics.fmean(entry["samples_tps"]), abs=0.01)
+        assert entry["stddev_tps"] == pytest.approx(statistics.stdev(entry["samples_tps"]), abs=0.01)
+    table = run(*arguments).stdout
+    assert "pp32" in table
+    assert "tg8" in table
+
+
+def test_doctor(run: RunCommand) -> None:
+    result = run("doctor", "--json")
+    assert result.returncode == 0
+    names = {finding["name"] for finding in json.loads(result.stdout)["findings"]}
+    assert {"processor", "memory", "GPU", "disk", "models", "Hub"} <= names
+
+
+def test_rm_asks_and_never_removes_what_it_did_not_pull(run: RunCommand, demo_model: Path) -> None:
+    result = run("rm", "smollm2-135m-instruct", "--yes")
+    assert result.returncode == 1
+    assert demo_model.exists()
