@@ -8,7 +8,7 @@ Pure functions over names and shapes: no weights, no files.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
@@ -27,21 +27,44 @@ class FileType:
     name: str
     ftype: LlamaFileType
     default: QType
+    bits_per_weight: float
+    """About what a whole 7B file comes to."""
     advice: str
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the main type is a block format (as opposed to F16)."""
+        """Whether the main type is a block format (as opposed to plain numbers)."""
         return GGML_QUANT_SIZES[self.default][0] > 1
 
+
+_FT = LlamaFileType
 
 FILE_TYPES: dict[str, FileType] = {
     file_type.name: file_type
     for file_type in (
-        FileType("f16", LlamaFileType.MOSTLY_F16, QType.F16, "the weights as published; four times the size of 4 bit"),
-        FileType("q8_0", LlamaFileType.MOSTLY_Q8_0, QType.Q8_0, "8 bit: not told apart from f16 in use"),
-        FileType("q4_0", LlamaFileType.MOSTLY_Q4_0, QType.Q4_0, "plain 4 bit: fastest on some machines, coarser"),
-        FileType("q4_k_m", LlamaFileType.MOSTLY_Q4_K_M, QType.Q4_K, "4 bit where it does no harm: the default"),
+        FileType("f32", _FT.ALL_F32, QType.F32, 32.0, "full precision: for checking, not for use"),
+        FileType("f16", _FT.MOSTLY_F16, QType.F16, 16.0, "the weights as published, or nearly"),
+        FileType(
+            "bf16", _FT.MOSTLY_BF16, QType.BF16, 16.0, "the weights of most models as published; slower on some CPUs"
+        ),
+        FileType("q8_0", _FT.MOSTLY_Q8_0, QType.Q8_0, 8.5, "8 bit: not told apart from f16 in use"),
+        FileType("q6_k", _FT.MOSTLY_Q6_K, QType.Q6_K, 6.6, "nearly as good as q8_0, a quarter smaller"),
+        FileType("q5_k_m", _FT.MOSTLY_Q5_K_M, QType.Q5_K, 5.7, "a little better than q4_k_m, if it fits"),
+        FileType("q5_k_s", _FT.MOSTLY_Q5_K_S, QType.Q5_K, 5.5, "q5_k_m without its extra bits"),
+        FileType("q5_1", _FT.MOSTLY_Q5_1, QType.Q5_1, 6.0, "older; prefer q5_k_m"),
+        FileType("q5_0", _FT.MOSTLY_Q5_0, QType.Q5_0, 5.5, "older; prefer q5_k_s"),
+        FileType("q4_k_m", _FT.MOSTLY_Q4_K_M, QType.Q4_K, 4.9, "4 bit where it does no harm: the default"),
+        FileType("q4_k_s", _FT.MOSTLY_Q4_K_S, QType.Q4_K, 4.6, "q4_k_m without most of its extra bits"),
+        FileType(
+            "iq4_nl", _FT.MOSTLY_IQ4_NL, QType.IQ4_NL, 4.7, "4 bit on a curve: for shapes that iq4_xs does not fit"
+        ),
+        FileType("iq4_xs", _FT.MOSTLY_IQ4_XS, QType.IQ4_XS, 4.4, "the smallest good 4 bit; slower on some CPUs"),
+        FileType("q4_1", _FT.MOSTLY_Q4_1, QType.Q4_1, 5.1, "older; prefer q4_k_m"),
+        FileType("q4_0", _FT.MOSTLY_Q4_0, QType.Q4_0, 4.6, "plain 4 bit: fastest on some machines, coarser"),
+        FileType("q3_k_l", _FT.MOSTLY_Q3_K_L, QType.Q3_K, 4.3, "3 bit: when 4 does not fit; answers get worse"),
+        FileType("q3_k_m", _FT.MOSTLY_Q3_K_M, QType.Q3_K, 3.9, "3 bit, smaller"),
+        FileType("q3_k_s", _FT.MOSTLY_Q3_K_S, QType.Q3_K, 3.5, "3 bit, smallest"),
+        FileType("q2_k", _FT.MOSTLY_Q2_K, QType.Q2_K, 3.2, "2 bit: the last resort"),
     )
 }
 
@@ -75,21 +98,28 @@ def tensor_types(shapes: Mapping[str, Sequence[int]], file_type: FileType, trait
     never quantizes (vectors, norms, routers) stay F32.
     """
     tied = "output.weight" not in shapes
-    n_attn_v = sum("attn_v.weight" in name for name in shapes)
+    n_attn_v = sum(_kind(name) == "attn_v" for name in shapes)
     types: dict[str, QType] = {}
     i_attn_v = 0
     for name in sorted(shapes, key=llama_cpp_order):
-        shape = shapes[name]
-        if not _may_quantize(name, shape):
+        kind, n_columns = _kind(name), shapes[name][-1]
+        if not _may_quantize(name, shapes[name]):
             types[name] = QType.F32
-            continue
-        chosen = file_type.default
-        if file_type.is_quantized:
-            chosen = _mixed_type(name, shape[-1], file_type, traits, tied, i_attn_v, n_attn_v)
-            chosen = _fit_columns(chosen, shape[-1])
-        i_attn_v += "attn_v.weight" in name
-        types[name] = chosen
+        elif not file_type.is_quantized:
+            types[name] = file_type.default
+        elif name == "output.weight" or (tied and name == "token_embd.weight"):
+            types[name] = _fit_columns(_output_type(file_type.default, n_columns), n_columns)
+        else:
+            i, n = (i_attn_v, n_attn_v) if kind == "attn_v" else (llama_cpp_order(name)[0], traits.n_layer)
+            place = _Place(i, n, traits.n_head // traits.n_head_kv)
+            types[name] = _fit_columns(_mixed_type(file_type, kind, place, traits), n_columns)
+        i_attn_v += kind == "attn_v"
     return types
+
+
+def _kind(name: str) -> str:
+    """Return what a tensor is, whatever its layer, such as attn_v or ffn_down."""
+    return name.removesuffix(".weight").rpartition(".")[2]
 
 
 def llama_cpp_order(name: str) -> tuple[int, str]:
@@ -102,22 +132,6 @@ def _may_quantize(name: str, shape: Sequence[int]) -> bool:
     return len(shape) >= 2 and name.endswith("weight") and "_norm.weight" not in name
 
 
-def _mixed_type(
-    name: str, n_columns: int, file_type: FileType, traits: ModelTraits, tied: bool, i_attn_v: int, n_attn_v: int
-) -> QType:
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
-        return _output_type(file_type.default, n_columns)
-    if file_type.ftype != LlamaFileType.MOSTLY_Q4_K_M:
-        return file_type.default
-    if "attn_v.weight" in name:
-        if _use_more_bits(i_attn_v, n_attn_v):
-            return QType.Q6_K
-        return QType.Q5_K if traits.is_70b else QType.Q4_K
-    if "ffn_down" in name and _use_more_bits(llama_cpp_order(name)[0], traits.n_layer):
-        return QType.Q6_K
-    return file_type.default
-
-
 def _output_type(default: QType, n_columns: int) -> QType:
     """The output matrix (or the embeddings, when they serve as such) is worth more bits."""
     if default == QType.Q8_0 or n_columns % GGML_QUANT_SIZES[default][0]:
@@ -125,12 +139,85 @@ def _output_type(default: QType, n_columns: int) -> QType:
     return QType.Q6_K
 
 
-def _use_more_bits(i_layer: int, n_layer: int) -> bool:
+@dataclass(frozen=True)
+class _Place:
+    """Where in the model a tensor stands: the `i`-th of `n` of its kind."""
+
+    i: int
+    n: int
+    n_gqa: int
+
+
+def _always(_: _Place) -> bool:
+    return True
+
+
+def _wide_groups(place: _Place) -> bool:
+    return place.n_gqa >= 4
+
+
+def _first_eighth(place: _Place) -> bool:
+    return place.i < place.n // 8
+
+
+def _more_bits(place: _Place) -> bool:
     """The first and last eighth of the layers, and every third one between."""
-    return i_layer < n_layer // 8 or i_layer >= 7 * n_layer // 8 or (i_layer - n_layer // 8) % 3 == 2
+    i, n = place.i, place.n
+    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
-_NARROWER = {QType.Q4_K: QType.Q5_0, QType.Q5_K: QType.Q5_1, QType.Q6_K: QType.Q8_0}
+_Rule = tuple[str, Callable[[_Place], bool], QType]
+
+_RULES: dict[str, tuple[_Rule, ...]] = {
+    "q2_k": (
+        ("attn_v", _wide_groups, QType.Q4_K),
+        ("attn_v", _always, QType.Q3_K),
+        ("ffn_down", _always, QType.Q3_K),
+        ("attn_output", _always, QType.Q3_K),
+    ),
+    "q3_k_m": (
+        ("attn_v", lambda place: place.i < 2, QType.Q5_K),
+        ("attn_v", _always, QType.Q4_K),
+        ("ffn_down", lambda place: place.i < place.n // 16, QType.Q5_K),
+        ("ffn_down", _always, QType.Q4_K),
+        ("attn_output", _always, QType.Q4_K),
+    ),
+    "q3_k_l": (
+        ("attn_v", _always, QType.Q5_K),
+        ("ffn_down", _always, QType.Q5_K),
+        ("attn_output", _always, QType.Q5_K),
+    ),
+    "q4_k_s": (
+        ("attn_v", lambda place: place.i < 4, QType.Q5_K),
+        ("ffn_down", _first_eighth, QType.Q5_K),
+    ),
+    "q4_k_m": (("attn_v", _more_bits, QType.Q6_K), ("ffn_down", _more_bits, QType.Q6_K)),
+    "q5_k_m": (("attn_v", _more_bits, QType.Q6_K), ("ffn_down", _more_bits, QType.Q6_K)),
+    "iq4_nl": (("attn_v", _wide_groups, QType.Q5_K), ("ffn_down", _first_eighth, QType.Q5_K)),
+    "iq4_xs": (("attn_v", _wide_groups, QType.Q5_K), ("ffn_down", _first_eighth, QType.Q5_K)),
+}
+"""For each mix, which tensors get another type than the main one; the first rule that holds counts."""
+
+
+def _mixed_type(file_type: FileType, kind: str, place: _Place, traits: ModelTraits) -> QType:
+    chosen = file_type.default
+    for rule_kind, holds, qtype in _RULES.get(file_type.name, ()):
+        if rule_kind == kind and holds(place):
+            chosen = qtype
+            break
+    if kind == "attn_v" and traits.is_70b and chosen in (QType.Q3_K, QType.Q4_K):
+        return QType.Q5_K  # eight heads share these weights, so more bits cost little
+    return chosen
+
+
+_NARROWER = {
+    QType.Q2_K: QType.Q4_0,
+    QType.Q3_K: QType.Q4_0,
+    QType.Q4_K: QType.Q5_0,
+    QType.Q5_K: QType.Q5_1,
+    QType.Q6_K: QType.Q8_0,
+    QType.IQ4_XS: QType.IQ4_NL,
+}
 
 
 def _fit_columns(qtype: QType, n_columns: int) -> QType:

@@ -33,7 +33,7 @@ _DOORS = {
     "rich": "llamachat/cli/",
     "prompt_toolkit": "llamachat/cli/",
     "sentencepiece": "quantize/vocab/",
-    "jinja2": "llamachat/chat/jinja.py",
+    "jinja2": "llamachat/chat/",
 }
 
 

@@ -170,14 +170,11 @@ def _shards(repository: Repository, directory: Path) -> list[RemoteFile]:
 
 def _require_room(n_download: int, n_weights: int, target: _Target) -> None:
     """Refuse before the first byte what cannot fit. The output is reckoned from 16-bit weights, headers included."""
-    n_output = int(n_weights * _BITS_PER_WEIGHT[target.file_type.name] / 16 * 1.02) + (16 << 20)
+    n_output = int(n_weights * target.file_type.bits_per_weight / 16 * 1.05) + (16 << 20)
     home = home_dir()
     free = shutil.disk_usage(home).free
     if n_download + n_output > free:
         raise NoRoom(home, n_download + n_output, free)
-
-
-_BITS_PER_WEIGHT = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.9, "q4_k_m": 5.0}
 
 
 def _convert_and_publish(

@@ -39,6 +39,9 @@ def write_f32_gguf(path: Path, shape: LlamaShape, weights: dict[str, np.ndarray]
     writer.add_head_count(shape.n_head)
     writer.add_head_count_kv(shape.n_head_kv)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
+    if shape.head_dim:
+        writer.add_key_length(shape.head_dim)
+        writer.add_value_length(shape.head_dim)
     writer.add_vocab_size(shape.n_vocab)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     for name, values in weights.items():

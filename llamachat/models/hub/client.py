@@ -38,7 +38,6 @@ from llamachat.errors import (
     UnusableRepository,
 )
 
-_PIECE_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
 
 
@@ -127,7 +126,7 @@ def _stream(repository: Repository, file: RemoteFile) -> Iterator[bytes]:
     with request as response:
         hf_raise_for_status(response)
         try:
-            yield from response.iter_bytes(_PIECE_BYTES)
+            yield from response.iter_raw()
         except httpx2.RemoteProtocolError:
             return  # cut short: the caller counts the bytes and says so
 
