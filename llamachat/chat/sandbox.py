@@ -24,6 +24,7 @@ _TIME_LIMIT_S = 5
 _MEMORY_LIMIT_BYTES = 1 << 29
 _OUTPUT_LIMIT = 1 << 22
 """Characters of all renderings together."""
+_TOO_MUCH = "it asks for more memory or time than it may have"
 
 _START = "import sys; sys.path[:] = {path!r}; from llamachat.chat.sandbox import serve; serve()"
 
@@ -37,17 +38,22 @@ def render(source: str, contexts: Sequence[dict[str, Any]], now: datetime) -> li
     command = [sys.executable, "-I", "-S", "-c", _START.format(path=sys.path)]
     try:
         done = subprocess.run(
-            command, input=request.encode(), capture_output=True, timeout=_TIME_LIMIT_S, check=False
+            command,
+            input=request.encode(),
+            capture_output=True,
+            timeout=_TIME_LIMIT_S,
+            check=False,
+            start_new_session=True,  # Ctrl-C in the terminal is for the program, not for this process
         )
     except subprocess.TimeoutExpired as error:
         raise TemplateFailed(f"it did not finish in {_TIME_LIMIT_S} s") from error
     except OSError as error:
         raise TemplateFailed(f"no process could be started for it ({error})") from error
     if done.returncode != 0:
-        raise TemplateFailed("it asked for more time or memory than it may have")
+        raise TemplateFailed(_TOO_MUCH)
     reply = json.loads(done.stdout)
     if "problem" in reply:
-        raise TemplateFailed(reply["problem"])
+        raise TemplateFailed(reply["problem"].rstrip("."))
     return list(reply["rendered"])
 
 
@@ -56,7 +62,10 @@ def serve() -> None:
     _limit_resources()
     request = json.loads(sys.stdin.buffer.read())
     try:
-        reply = {"rendered": _render(request["source"], request["contexts"], datetime.fromisoformat(request["now"]))}
+        rendered = _render(request["source"], request["contexts"], datetime.fromisoformat(request["now"]))
+        reply: dict[str, object] = {"rendered": rendered}
+    except MemoryError:
+        reply = {"problem": _TOO_MUCH}
     except Exception as error:  # a template can raise anything Python can
         reply = {"problem": (str(error) or type(error).__name__)[:500]}
     sys.stdout.write(json.dumps(reply))

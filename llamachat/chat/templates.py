@@ -89,15 +89,17 @@ class Llama3(PromptTemplate):
 
 
 class ChatML(PromptTemplate):
-    """ChatML, as in Qwen2.5 and SmolLM2. It has no BOS.
+    """ChatML, as in Qwen2.5 and SmolLM2. It has no BOS of its own; some of the models fine-tuned with it expect one.
 
     Source: the published chat templates of those models; without a system prompt the catalogue's is used.
     """
 
     name = "chatml"
 
-    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:  # noqa: ARG002
+    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
         """See `PromptTemplate`."""
+        if tokenizer.adds_bos:
+            yield TokenId(tokenizer.bos_id)
         for message in conversation.all_messages():
             yield Marker("<|im_start|>")
             yield Text(f"{message['role']}\n{message['content']}")
@@ -105,6 +107,76 @@ class ChatML(PromptTemplate):
             yield Text("\n")
         yield Marker("<|im_start|>")
         yield Text("assistant\n")
+
+
+class Vicuna(PromptTemplate):
+    """Vicuna v1.1 and v1.5, and WizardLM v1.2.
+
+    Source: `vicuna_v1.1` in lm-sys/FastChat, fastchat/conversation.py. Without a system prompt, its own is used.
+    """
+
+    name = "vicuna"
+    stop = ("USER:",)
+    sampling: ClassVar[Mapping[str, float | int]] = {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    _SYSTEM = (
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    )
+
+    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
+        """See `PromptTemplate`."""
+        yield TokenId(tokenizer.bos_id)
+        yield Text(f"{self._SYSTEM if conversation.system is None else conversation.system} ")
+        for message in conversation.messages:
+            if message.role == "user":
+                yield Text(f"USER: {message.content} ASSISTANT:")
+            else:
+                yield Text(f" {message.content}")
+                yield TokenId(tokenizer.eos_id)
+
+
+class Alpaca(PromptTemplate):
+    """Alpaca. It was trained on single turns; earlier ones stand before the last, each ended by EOS.
+
+    Source: `PROMPT_DICT` in tatsu-lab/stanford_alpaca, train.py. Without a system prompt, its own is used.
+    """
+
+    name = "alpaca"
+    stop = ("### Instruction:",)
+    _SYSTEM = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    )
+
+    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
+        """See `PromptTemplate`."""
+        yield TokenId(tokenizer.bos_id)
+        yield Text(f"{self._SYSTEM if conversation.system is None else conversation.system}\n\n")
+        for message in conversation.messages:
+            if message.role == "user":
+                yield Text(f"### Instruction:\n{message.content}\n\n### Response:")
+            else:
+                yield Text(message.content)
+                yield TokenId(tokenizer.eos_id)
+
+
+class Llama2Chinese(PromptTemplate):
+    """Llama2-Chinese (FlagAlpha): every message between BOS and EOS.
+
+    Source: the README of LlamaFamily/Llama-Chinese ("Human: …", newline, EOS, BOS, "Assistant: ").
+    """
+
+    name = "llama2-chinese"
+    sampling: ClassVar[Mapping[str, float | int]] = {"temperature": 0.3, "top_p": 0.95, "top_k": 50, "min_p": 0.0}
+    _SPEAKERS: ClassVar[Mapping[str, str]] = {"system": "System", "user": "Human", "assistant": "Assistant"}
+
+    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
+        """See `PromptTemplate`."""
+        for message in conversation.all_messages():
+            yield TokenId(tokenizer.bos_id)
+            yield Text(f"{self._SPEAKERS[message['role']]}: {message['content']}\n")
+            yield TokenId(tokenizer.eos_id)
+        yield TokenId(tokenizer.bos_id)
+        yield Text("Assistant: ")
 
 
 class Jinja(PromptTemplate):
@@ -118,7 +190,7 @@ class Jinja(PromptTemplate):
     def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
         """See `PromptTemplate`. A BOS the template does not write is added if the model expects one."""
         parts = self._renderer.parts(conversation.all_messages(), tokenizer)
-        first = parts[0] if parts else None
+        first = next((part for part in parts if not (isinstance(part, Text) and part.text.isspace())), None)
         has_bos = isinstance(first, Marker) and tokenizer.control_tokens.get(first.text) == tokenizer.bos_id
         if tokenizer.adds_bos and not has_bos:
             yield TokenId(tokenizer.bos_id)
@@ -140,7 +212,7 @@ class NoTemplate(PromptTemplate):
 
 
 TEMPLATES: dict[str, type[PromptTemplate]] = {
-    template.name: template for template in (Llama2, Llama3, ChatML, Jinja, NoTemplate)
+    template.name: template for template in (Llama2, Llama3, ChatML, Vicuna, Alpaca, Llama2Chinese, Jinja, NoTemplate)
 }
 
 
@@ -163,8 +235,9 @@ class TemplateChoice:
 def choose_template(asked: str | None, catalogued: str | None, metadata: Mapping[str, str]) -> TemplateChoice:
     """The template that was asked for, else the catalogue's, else the checkpoint's own, else none (a base model).
 
-    The checkpoint's own is rendered by a built-in one if it is known to be the same. A catalogue entry whose template is not built in uses the checkpoint's own. Raises `UnknownTemplate`, or
-    `TemplateFailed` if the model brings none where one is needed.
+    The checkpoint's own is rendered by a built-in one if it is known to be the same. A catalogue entry whose
+    template is not built in uses the checkpoint's own. Raises `UnknownTemplate`, or `TemplateFailed` if the model
+    brings none where one is needed.
     """
     own = metadata.get(CHAT_TEMPLATE_KEY)
     if asked is not None:

@@ -40,10 +40,11 @@ class TextDecoder:
             text = text.removeprefix(" ")
             self._strip_space = False
         text = self._held + text
-        found = [position for stop in self._stop if (position := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            _, start = min(found)  # of the one that ends first, however the text came in pieces
+            return text[:start]
         n_held = self._possible_stop(text)
         self._held = text[len(text) - n_held :]
         return text[: len(text) - n_held]

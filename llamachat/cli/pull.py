@@ -17,7 +17,7 @@ _BITS = {4: "q4_k_m", 8: "q8_0"}
 
 def pull(
     model: Annotated[str, typer.Argument(help="A catalogue name, ORG/REPO[@REVISION], or ./checkpoint-directory.")],
-    quant: Annotated[str | None, typer.Option(help="f16, q8_0, q4_0 or q4_k_m; default: the catalogue's.")] = None,
+    quant: Annotated[str | None, typer.Option(help="q4_k_m, q8_0, f16, …; default: the catalogue's.")] = None,
     bits: Annotated[int | None, typer.Option(help="4 means q4_k_m, 8 means q8_0.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: the newest.")] = None,
     name: Annotated[str | None, typer.Option(help="Keep it under this name.")] = None,

@@ -22,6 +22,7 @@ from typing import Any
 
 import llama_cpp
 from gguf import LlamaFileType
+from llama_cpp import _ggml
 
 from llamachat.engine.base import (
     End,
@@ -92,8 +93,37 @@ class LlamaTokenizer:
             if llama_cpp.llama_vocab_is_control(self._vocab, token_id)
         }
 
+    @cached_property
+    def _control_texts(self) -> Mapping[int, str]:
+        return {token_id: text for text, token_id in self.control_tokens.items()}
+
+    @cached_property
+    def _byte_ids(self) -> Mapping[bytes, int]:
+        """The tokens that stand for one byte each; only sentencepiece vocabularies have them."""
+        attributes = llama_cpp.llama_vocab_get_attr
+        return {
+            self.piece(token_id): token_id
+            for token_id in range(self.n_vocab)
+            if attributes(self._vocab, token_id) & llama_cpp.LLAMA_TOKEN_ATTR_BYTE
+        }
+
     def tokenize(self, text: str) -> list[int]:
         """See `Tokenizer`."""
+        ids = self._tokenize(text)
+        if self._control_texts.keys().isdisjoint(ids):
+            return ids
+        return [plain for token_id in ids for plain in self._spell_out(token_id)]
+
+    def _spell_out(self, token_id: int) -> list[int]:
+        """The smallest pieces of a control token's text: llama.cpp does merge text into one if all steps exist."""
+        text = self._control_texts.get(token_id)
+        if text is None:
+            return [token_id]
+        if self._byte_ids:
+            return [self._byte_ids[bytes([byte])] for byte in text.encode()]
+        return [plain for character in text for plain in self._tokenize(character)]
+
+    def _tokenize(self, text: str) -> list[int]:
         data = text.encode("utf-8", "replace")
         capacity = len(data) + 2
         ids = (llama_cpp.llama_token * capacity)()
@@ -373,9 +403,23 @@ def _quiet_log() -> None:
     llama_cpp.llama_log_set(_on_log, None)
 
 
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)  # type: ignore[untyped-decorator]
+def _on_abort(message: bytes) -> None:
+    """An assertion in llama.cpp failed, as damaged files make happen, and it is about to abort the process.
+
+    That cannot be turned into an exception, so the process ends here in plain words; without this, llama.cpp
+    would attach a debugger and dump core.
+    """
+    place = message.decode("utf-8", "replace").rpartition("/vendor/")[2]
+    sys.stderr.write(f"\nError: llama.cpp gave up ({place}).\nNext: The file may be damaged; pull the model again.\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
 @lru_cache(maxsize=1)
 def _init_backend() -> None:
     _quiet_log()
+    _ggml.libggml.ggml_set_abort_callback(_on_abort)
     llama_cpp.llama_backend_init()
 
 

@@ -60,21 +60,23 @@ def sampler_chain(params: SamplingParams, seed: int) -> list[SamplerStep]:
 
 
 def recommended(metadata: Mapping[str, str]) -> dict[str, float | int]:
-    """The sampling parameters a GGUF header recommends (`general.sampling.*`)."""
+    """The sampling parameters a GGUF header recommends (`general.sampling.*`), as far as they make sense."""
     values: dict[str, float | int] = {}
-    for key, (name, kind) in _METADATA_KEYS.items():
-        if key in metadata:
-            try:
-                values[name] = kind(float(metadata[key]))
-            except (ValueError, OverflowError):
-                continue  # advice that cannot be read is no advice
+    for key, (name, kind, lowest, highest) in _METADATA_KEYS.items():
+        try:
+            value = kind(float(metadata[key]))
+        except (KeyError, ValueError, OverflowError):
+            continue  # advice that cannot be read is no advice
+        if lowest <= value <= highest:  # not so for NaN
+            values[name] = value
     return values
 
 
-_METADATA_KEYS: dict[str, tuple[str, type[float] | type[int]]] = {
-    "general.sampling.temp": ("temperature", float),
-    "general.sampling.top_k": ("top_k", int),
-    "general.sampling.top_p": ("top_p", float),
-    "general.sampling.min_p": ("min_p", float),
-    "general.sampling.penalty_repeat": ("repeat_penalty", float),
+_METADATA_KEYS: dict[str, tuple[str, type[float] | type[int], float, float]] = {
+    "general.sampling.temp": ("temperature", float, 0.0, 100.0),
+    "general.sampling.top_k": ("top_k", int, 0, 2**31 - 1),
+    "general.sampling.top_p": ("top_p", float, 0.0, 1.0),
+    "general.sampling.min_p": ("min_p", float, 0.0, 1.0),
+    "general.sampling.penalty_repeat": ("repeat_penalty", float, 0.1, 100.0),
 }
+"""Key → parameter, its type, and the lowest and highest value that makes sense."""
