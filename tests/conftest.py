@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints import checkpoint_from_gguf, train_sentencepiece
 
 from llamachat.models.catalog import load_catalog
 from llamachat.models.embedded import find_embedded
+from support.checkpoints import checkpoint_from_gguf, train_sentencepiece
 
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 

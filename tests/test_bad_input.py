@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunCommand
+
 from support.checkpoints import LlamaShape, write_random_checkpoint
 from support.hub import Corrupt, HubStandIn, Status, Truncate
 

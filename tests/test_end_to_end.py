@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import RunCommand
 from sentencepiece import SentencePieceProcessor
+
 from support.checkpoints import LlamaShape, write_random_checkpoint
 from support.hub import HubStandIn, Slow
 

@@ -56,7 +56,9 @@ def assert_equal_to_llama_cpp(shape: LlamaShape, quants: Iterable[str], tokenize
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_every_number_format_is_read_exactly(dtype: str, small_tokenizer: Path, tmp_path: Path) -> None:
     shape = SHAPES["576 columns"]
-    weights = write_random_checkpoint(tmp_path / "checkpoint", shape, dtype=dtype, n_shards=3, tokenizer=small_tokenizer)
+    weights = write_random_checkpoint(
+        tmp_path / "checkpoint", shape, dtype=dtype, n_shards=3, tokenizer=small_tokenizer
+    )
     write_f32_gguf(tmp_path / "f32.gguf", shape, weights)
     for name in ("f16", "q8_0"):
         quantize_with_llama_cpp(tmp_path / "f32.gguf", tmp_path / "theirs.gguf", FILE_TYPES[name].ftype)

@@ -72,24 +72,29 @@ def chat(
     }
     engine_options = EngineOptions(n_ctx, threads, parse_gpu_layers(gpu_layers), kv_type)  # type: ignore[arg-type]
     options = ChatOptions(engine_options, sampling, system, template, max_tokens, tuple(stop or ()))
+    if plain:
+        os.environ["TERM"] = "dumb"  # understood by all that draws here: no colour, nothing that moves
     with open_chat(model, options) as opened:
         if question is None:
             from llamachat.cli.terminal.screen import run_screen
 
-            run_screen(opened, show_stats=stats, remember=not no_save, plain=plain)
+            run_screen(opened, show_stats=stats, remember=not no_save)
         else:
             _answer_once(opened, question, stats=stats, as_json=as_json)
 
 
 def _question(prompt: str | None, files: list[Path]) -> str | None:
     """Files, then piped input, then -p; None if a person is to type."""
+    is_typed = sys.stdin is not None and sys.stdin.isatty()
+    if is_typed and prompt is None:
+        if files:
+            raise typer.BadParameter("--file needs a question: give -p, or pipe one in.")
+        return None
     texts = [_read_text(path) for path in files]
-    if not sys.stdin.isatty() and (prompt is None or _is_readable_pipe()):
+    if not is_typed and _is_readable_pipe():
         texts.append(_decode("standard input", sys.stdin.buffer.read()))
     if prompt is not None:
         texts.append(prompt)
-    elif sys.stdin.isatty():
-        return None
     question = "\n\n".join(text for text in texts if text.strip())
     if not question:
         raise typer.BadParameter("There is nothing to answer: standard input is empty. Give -p TEXT.")
@@ -158,6 +163,8 @@ def _decode(source: Path | str, data: bytes) -> str:
 
 
 def _is_readable_pipe() -> bool:
-    """Whether standard input is a pipe or a file, rather than an idle handle that would block for ever."""
+    """Whether standard input is a pipe or a file, rather than closed or an idle handle that would block for ever."""
+    if sys.stdin is None:
+        return False
     mode = os.fstat(sys.stdin.fileno()).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)

@@ -40,7 +40,8 @@ class OpenChat:
     def describe(self) -> str:
         """One line: model, context, threads or GPU, template."""
         info = self.session.engine.info
-        where = "GPU" if info.backend == "GPU" else f"{info.n_threads} threads"
+        n_threads = info.n_threads
+        where = "GPU" if info.backend == "GPU" else f"{n_threads} thread{'s' * (n_threads > 1)}"
         return f"{self.model.label} · {info.n_ctx:,} tokens · {where} · template {self.choice.template.name}"
 
     def describe_stats(self, answer: Answer) -> str:
@@ -62,7 +63,7 @@ def open_chat(model: str | None, options: ChatOptions) -> Iterator[OpenChat]:
         engine = open_engine(stored.path, options.engine)
     try:
         choice = choose_template(options.template, stored.template, engine.info.metadata)
-        if not choice.template.is_chat:
+        if not choice.template.is_chat and options.template is None:
             out.warning(f"{stored.label} is not a chat model ({choice.reason}): it continues the text you type.")
         system = options.system if options.system is not None else stored.system
         session = Session(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from shutil import get_terminal_size
+from textwrap import fill
 
 from llamachat.cli.opening import OpenChat
 
@@ -34,6 +36,11 @@ def is_command(line: str) -> bool:
     return line.startswith(PREFIX) and not line.startswith(PREFIX * 2)
 
 
+def escape(text: str) -> str:
+    """Text as it is typed so that it is a message whatever it begins with."""
+    return PREFIX + text if text.startswith(PREFIX) else text
+
+
 def unescape(line: str) -> str:
     """A typed line as a message: `//` stands for one slash."""
     return line[1:] if line.startswith(PREFIX * 2) else line
@@ -41,20 +48,24 @@ def unescape(line: str) -> str:
 
 def run_command(line: str, chat: OpenChat) -> Reply:
     """Run a typed command; an unknown one names the nearest, and nothing is sent to the model."""
-    name, _, argument = line.strip().partition(" ")
+    name, argument = (*line.split(maxsplit=1), "")[:2]
     command = COMMANDS.get(name)
     if command is None:
         near = difflib.get_close_matches(name, COMMANDS, n=2)
-        guess = f" Did you mean {' or '.join(near)}?" if near else ""
-        return Reply(f"There is no {name}.{guess} See /help. To send it as a message, type /{name}")
+        guess = f"Did you mean {' or '.join(near)}?" if near else "See /help."
+        return Reply(f"There is no {name}. {guess} To send it as a message, begin with {PREFIX * 2}")
     return command.run(chat, argument.strip())
 
 
 def _help(_chat: OpenChat, _argument: str) -> Reply:
-    width = max(len(f"{command.name} {command.arguments}") for command in COMMANDS.values())
-    lines = [f"{f'{c.name} {c.arguments}':<{width}}  {c.help}" for c in COMMANDS.values()]
-    lines.append(f"{'Ctrl-C':<{width}}  stop the answer; twice at the prompt: leave")
-    return Reply("\n".join(lines))
+    rows = {f"{command.name} {command.arguments}": command.help for command in COMMANDS.values()}
+    rows["Ctrl-C"] = "stop the answer; twice at the prompt: leave"
+    width = max(map(len, rows)) + 2
+    columns = max(get_terminal_size().columns, 2 * width)
+    return Reply("\n".join(
+        fill(text, columns, initial_indent=name.ljust(width), subsequent_indent=" " * width)
+        for name, text in rows.items()
+    ))  # fmt: skip
 
 
 def _clear(chat: OpenChat, _argument: str) -> Reply:

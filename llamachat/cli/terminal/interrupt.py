@@ -1,26 +1,66 @@
-"""Ctrl-C as a wish, not an accident."""
+"""Ctrl-C as a wish, not an accident, and an orderly end on SIGTERM.
+
+A handler must not raise while llama.cpp runs: it may be called inside one of its callbacks, where an exception
+cannot get out. So during an answer the signals only set an event, which the engine looks at.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SAME_WISH_S = 1.0
+"""Ctrl-C again sooner than this is the same wish, from a held key or an impatient hand."""
+
 
 @contextmanager
 def cancel_on_interrupt() -> Iterator[threading.Event]:
-    """While active, the first Ctrl-C only sets the event; a second one interrupts as usual."""
+    """While active, Ctrl-C only sets the event; if that has not helped for a second, the next one interrupts as usual.
+
+    SIGTERM sets the event as well, and leaves the program with status 143 at the end of the block.
+    """
     cancel = threading.Event()
+    asked_at: float | None = None
+    terminated = False
 
     def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
-        if cancel.is_set():
+        nonlocal asked_at
+        now = time.monotonic()
+        if asked_at is not None and now - asked_at > SAME_WISH_S:
             raise KeyboardInterrupt
+        asked_at = now if asked_at is None else asked_at
         cancel.set()
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
+    def on_termination(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        cancel.set()
+
+    with _handling(signal.SIGINT, on_interrupt), _handling(signal.SIGTERM, on_termination):
         yield cancel
+    if terminated:
+        _leave(signal.SIGTERM)
+
+
+@contextmanager
+def leave_on_termination() -> Iterator[None]:
+    """While active, SIGTERM unwinds the program, so that the terminal is left as it was found."""
+    with _handling(signal.SIGTERM, _leave):
+        yield
+
+
+def _leave(number: int, _frame: FrameType | None = None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _handling(number: signal.Signals, handler: signal._HANDLER) -> Iterator[None]:
+    previous = signal.signal(number, handler)
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(number, previous)

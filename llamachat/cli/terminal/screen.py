@@ -2,107 +2,98 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import time
+from shutil import get_terminal_size
+from textwrap import fill
 
 from llamachat.chat.session import Answer, TextPiece
 from llamachat.cli.opening import OpenChat
 from llamachat.cli.output import out
-from llamachat.cli.terminal.commands import COMMANDS, is_command, run_command, unescape
-from llamachat.cli.terminal.escapes import visible
-from llamachat.cli.terminal.interrupt import cancel_on_interrupt
+from llamachat.cli.terminal.commands import is_command, run_command, unescape
+from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
+from llamachat.cli.terminal.notice import PrefillNotice
+from llamachat.cli.terminal.reader import Reader, open_reader
 from llamachat.engine.base import Prefill
 from llamachat.errors import LlamachatError
-from llamachat.paths import input_history_path
-
-_PROMPT = "> "
-_LONG_PREFILL = 512
-"""Prompts of more tokens than this show how far they have been read."""
 
 
-def run_screen(chat: OpenChat, *, show_stats: bool, remember: bool, plain: bool) -> None:
+def run_screen(chat: OpenChat, *, show_stats: bool, remember: bool) -> None:
     """Talk until the user leaves (/exit, Ctrl-D, or Ctrl-C twice at an empty prompt)."""
-    out.note(chat.describe())
-    out.note("/help shows the commands, Ctrl-D leaves.")
-    read_line = _plain_reader() if plain else _reader(remember)
-    while (line := _next_line(read_line)) is not None:
-        if is_command(line):
-            reply = run_command(line, chat)
-            if reply.leave:
-                return
-            out.text(reply.text)
-        elif line.strip():
-            _answer(chat, unescape(line), show_stats)
+    reader = open_reader(remember=remember)
+    with leave_on_termination(), reader.hold_keys():
+        out.note(fill(chat.describe(), get_terminal_size().columns, break_on_hyphens=False))
+        out.note("/help shows the commands, Ctrl-D leaves.")
+        interrupted = False
+        while (line := _next_line(reader, interrupted=interrupted)) is not None:
+            interrupted = False
+            if is_command(line):
+                reply = run_command(line, chat)
+                if reply.leave:
+                    return
+                out.text(reply.text)
+            elif line.strip():
+                with reader.allow_interrupt():
+                    interrupted = _answer(chat, unescape(line).strip("\n"), show_stats=show_stats)
 
 
-def _answer(chat: OpenChat, text: str, show_stats: bool) -> None:
-    """Stream one answer. An error costs this turn only."""
-    try:
-        with cancel_on_interrupt() as cancel:
-            for event in chat.session.send(text, cancel):
-                match event:
-                    case Prefill(n_done, n_total) if n_total > _LONG_PREFILL:
-                        _show_prefill(n_done, n_total)
-                    case TextPiece(piece):
-                        out.text(piece, end="")
-                    case Answer(_, reason):
-                        out.text("")
-                        if reason != "stop":
-                            out.note(_ENDINGS[reason])
-                        if show_stats:
-                            out.note(chat.describe_stats(event))
-    except LlamachatError as error:
-        out.error(str(error), error.next_step)
+def _next_line(reader: Reader, *, interrupted: bool) -> str | None:
+    """What was typed, or None to leave: at Ctrl-D, or at the second Ctrl-C in a row.
 
-
-_ENDINGS = {
-    "interrupted": "(interrupted)",
-    "length": "(the answer reached its token limit or the end of the context window)",
-}
-
-
-def _show_prefill(n_done: int, n_total: int) -> None:
-    """A line on a terminal that is overwritten, and wiped when the answer begins."""
-    if sys.stderr.isatty():
-        text = f"reading {n_done:,} of {n_total:,} tokens" if n_done < n_total else ""
-        sys.stderr.write(f"\r\x1b[2K{text}")
-        sys.stderr.flush()
-
-
-def _next_line(read_line: Callable[[], str]) -> str | None:
-    """What was typed, or None to leave. Ctrl-C drops the line; at an empty prompt, a second one leaves."""
-    interrupted = False
+    `interrupted` tells that the last answer was, so that a Ctrl-C at once still means that answer.
+    """
+    started = time.monotonic()
+    asked = False
     while True:
         try:
-            return read_line()
+            return reader.read()
         except EOFError:
             return None
         except KeyboardInterrupt:
-            if interrupted:
+            if interrupted and time.monotonic() - started < SAME_WISH_S:
+                continue
+            if asked:
                 return None
-            interrupted = True
+            asked = True
             out.note("(Ctrl-C again, or Ctrl-D, leaves)")
 
 
-def _plain_reader() -> Callable[[], str]:
-    return lambda: input(_PROMPT)
+def _answer(chat: OpenChat, text: str, *, show_stats: bool) -> bool:
+    """Stream one answer and an empty line; return whether it was interrupted. An error costs this turn only."""
+    interrupted = False
+    try:
+        with cancel_on_interrupt() as cancel, PrefillNotice() as notice:
+            for event in chat.session.send(text, cancel):
+                match event:
+                    case Prefill(n_done, n_total):
+                        notice.update(n_done, n_total)
+                    case TextPiece(piece):
+                        notice.close()
+                        out.text(piece, end="")
+                    case Answer():
+                        notice.close()
+                        interrupted = event.finish_reason == "interrupted"
+                        _finish(chat, event, show_stats=show_stats)
+    except LlamachatError as error:
+        out.error(str(error), error.next_step)
+    out.text("")
+    return interrupted
 
 
-def _reader(remember: bool) -> Callable[[], str]:
-    """prompt-toolkit: editing, history on disk (private), completion of commands; pasted lines stay together."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
+def _finish(chat: OpenChat, answer: Answer, *, show_stats: bool) -> None:
+    if answer.content and not answer.content.endswith("\n"):
+        out.text("")
+    ending = _ENDINGS.get((answer.finish_reason, bool(answer.content)))
+    if ending:
+        out.note(ending)
+    if show_stats:
+        out.note(chat.describe_stats(answer))
 
-    if remember:
-        path = input_history_path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        history: FileHistory | InMemoryHistory = FileHistory(str(path))
-    else:
-        history = InMemoryHistory()
-    names = WordCompleter([visible(name) for name in COMMANDS], sentence=True)
-    session: PromptSession[str] = PromptSession(
-        history=history, completer=names, complete_while_typing=False, enable_history_search=True
-    )
-    return lambda: session.prompt(_PROMPT)
+
+_ENDINGS = {
+    ("stop", False): "(the model has nothing to say)",
+    ("interrupted", False): "(interrupted before the answer began; the question is forgotten)",
+    ("interrupted", True): "(interrupted)",
+    ("length", False): "(there was no room for an answer)",
+    ("length", True): "(the answer reached its token limit or the end of the context window)",
+}
+"""By finish reason and whether there is an answer."""

@@ -1,0 +1,146 @@
+"""Where typed lines come from: prompt-toolkit on a terminal, else the bare standard input.
+
+A reader's `read` returns what was typed. It raises EOFError at the end of input (Ctrl-D), and KeyboardInterrupt for
+Ctrl-C at an empty prompt; on a line with something in it, Ctrl-C drops the line.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from llamachat.cli.output import out
+from llamachat.cli.terminal.commands import COMMANDS, escape
+from llamachat.cli.terminal.keyboard import interrupt_allowed, keys_held
+from llamachat.errors import describe_os_error
+from llamachat.paths import input_history_path
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings
+
+_PROMPT = "> "
+
+
+class Reader(Protocol):
+    """Reads what the user types."""
+
+    def read(self) -> str:
+        """The next message or command, which may have several lines."""
+
+    def hold_keys(self) -> AbstractContextManager[None]:
+        """Outside `read`, keys are neither shown nor lost: the next `read` gets them, Ctrl-C and Ctrl-D included."""
+
+    def allow_interrupt(self) -> AbstractContextManager[None]:
+        """Within `hold_keys`, while the model answers: Ctrl-C is a signal."""
+
+
+def open_reader(*, remember: bool) -> Reader:
+    """The line editor, or something simpler for a dumb terminal or a redirected standard output."""
+    is_dumb = os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
+    return PlainReader() if is_dumb or not sys.stdout.isatty() else LineEditor(remember=remember)
+
+
+class PlainReader:
+    """Lines as the terminal itself edits and shows them. The prompt is talk, so it goes to stderr."""
+
+    def __init__(self) -> None:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
+
+    def read(self) -> str:
+        """See `Reader`."""
+        try:
+            sys.stderr.write(_PROMPT)
+            sys.stderr.flush()
+            return input()
+        except (EOFError, KeyboardInterrupt):
+            sys.stderr.write("\n")
+            raise
+
+    def hold_keys(self) -> AbstractContextManager[None]:
+        """See `Reader`; here the terminal shows keys when they come."""
+        return nullcontext()
+
+    def allow_interrupt(self) -> AbstractContextManager[None]:
+        """See `Reader`; here Ctrl-C always is one."""
+        return nullcontext()
+
+
+class LineEditor:
+    """prompt-toolkit: editing, history on disk, completion of commands; the lines of a paste stay together."""
+
+    def __init__(self, *, remember: bool) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.completion import WordCompleter
+        from prompt_toolkit.shortcuts import CompleteStyle
+
+        self._session: PromptSession[str] = PromptSession(
+            [("bold", _PROMPT)],
+            prompt_continuation=lambda width, _line, is_wrapped: "" if is_wrapped else " " * width,
+            history=_open_history(remember=remember),
+            completer=WordCompleter(list(COMMANDS), sentence=True),
+            complete_style=CompleteStyle.READLINE_LIKE,  # a menu would reserve eight empty lines below the prompt
+            complete_while_typing=False,
+            enable_history_search=True,
+            enable_suspend=True,
+            key_bindings=_key_bindings(),
+        )
+
+    def read(self) -> str:
+        """See `Reader`."""
+        try:
+            return self._session.prompt()
+        except KeyboardInterrupt:
+            if self._session.default_buffer.text:
+                return ""
+            raise
+
+    def hold_keys(self) -> AbstractContextManager[None]:
+        """See `Reader`."""
+        return keys_held()
+
+    def allow_interrupt(self) -> AbstractContextManager[None]:
+        """See `Reader`."""
+        return interrupt_allowed()
+
+
+def _key_bindings() -> KeyBindings:
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.keys import Keys
+
+    bindings = KeyBindings()
+
+    @bindings.add(Keys.BracketedPaste)
+    def _paste(event: KeyPressEvent) -> None:
+        """Insert a paste with its lines; at the start it is escaped for all to see, so that it is never a command."""
+        text = event.data.replace("\r\n", "\n").replace("\r", "\n")
+        buffer = event.current_buffer
+        buffer.insert_text(text if buffer.document.text_before_cursor else escape(text))
+
+    return bindings
+
+
+def _open_history(*, remember: bool) -> History:
+    """What was typed before, in a file that only its owner can read; in memory if there is none to be had."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    if not remember:
+        return InMemoryHistory()
+    path = input_history_path()
+    try:
+        _make_private(path)
+    except OSError as error:
+        out.warning(f"What you type cannot be remembered: {path}: {describe_os_error(error)}.")
+        return InMemoryHistory()
+    return FileHistory(str(path))
+
+
+def _make_private(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.chmod(0o600)
