@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,8 @@ def llama2_tokenizer() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sentencepiece model trained on the spot: BPE with byte fallback, 600 tokens."""
     path = tmp_path_factory.mktemp("vocab") / "tokenizer.model"
     train_sentencepiece(path, n_vocab=600)
-    yield path
+    return path

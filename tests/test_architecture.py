@@ -20,7 +20,8 @@ _MAY_IMPORT = {
     "llamachat.bench": {"llamachat.engine", "llamachat.errors"},
     "llamachat.models": {"llamachat.errors", "llamachat.paths", "quantize"},
     "llamachat.cli": {
-        "llamachat.bench", "llamachat.chat", "llamachat.engine", "llamachat.errors", "llamachat.models", "llamachat.paths",
+        "llamachat.bench", "llamachat.chat", "llamachat.engine",
+        "llamachat.errors", "llamachat.models", "llamachat.paths",
     },
     "quantize": set(),
 }  # fmt: skip

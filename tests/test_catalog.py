@@ -19,7 +19,19 @@ from llamachat.models.reference import (
 )
 from quantize import FILE_TYPES
 
-WANTED = ["llama-7b", "llama-13b", "llama-30b", "llama-65b", "llama-2-7b", "llama-2-13b", "llama-2-70b", "llama-2-7b-chat", "llama-2-13b-chat", "llama-2-70b-chat", "codellama-7b", "codellama-13b", "codellama-34b", "codellama-70b", "codellama-7b-python", "codellama-13b-python", "codellama-34b-python", "codellama-70b-python", "codellama-7b-instruct", "codellama-13b-instruct", "codellama-34b-instruct", "codellama-70b-instruct", "llama-3-8b", "llama-3-70b", "llama-3-8b-instruct", "llama-3-70b-instruct", "llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "llama-3.1-8b-instruct", "llama-3.1-70b-instruct", "llama-3.1-405b-instruct", "llama-3.2-1b", "llama-3.2-3b", "llama-3.2-1b-instruct", "llama-3.2-3b-instruct", "llama-3.3-70b-instruct", "vicuna-7b-v1.5", "vicuna-13b-v1.5", "wizardlm-13b-v1.2", "wizardlm-70b-v1.0", "alpaca-7b", "chinese-alpaca-2-7b", "chinese-alpaca-2-13b", "llama2-chinese-7b-chat", "llama2-chinese-13b-chat", "mistral-7b-v0.1", "mistral-7b-v0.2", "mistral-7b-v0.3", "mistral-7b-instruct-v0.1", "mistral-7b-instruct-v0.2", "mistral-7b-instruct-v0.3", "qwen2.5-0.5b-instruct", "qwen2.5-1.5b-instruct", "qwen2.5-3b-instruct", "qwen2.5-7b-instruct", "qwen2.5-14b-instruct", "qwen2.5-32b-instruct", "qwen2.5-72b-instruct", "tinyllama-1.1b-chat", "smollm2-135m-instruct", "smollm2-360m-instruct", "smollm2-1.7b-instruct"]
+WANTED = """
+llama-7b llama-13b llama-30b llama-65b llama-2-7b llama-2-13b llama-2-70b llama-2-7b-chat llama-2-13b-chat
+llama-2-70b-chat codellama-7b codellama-13b codellama-34b codellama-70b codellama-7b-python
+codellama-13b-python codellama-34b-python codellama-70b-python codellama-7b-instruct codellama-13b-instruct
+codellama-34b-instruct codellama-70b-instruct llama-3-8b llama-3-70b llama-3-8b-instruct llama-3-70b-instruct
+llama-3.1-8b llama-3.1-70b llama-3.1-405b llama-3.1-8b-instruct llama-3.1-70b-instruct llama-3.1-405b-instruct
+llama-3.2-1b llama-3.2-3b llama-3.2-1b-instruct llama-3.2-3b-instruct llama-3.3-70b-instruct vicuna-7b-v1.5
+vicuna-13b-v1.5 wizardlm-13b-v1.2 wizardlm-70b-v1.0 alpaca-7b chinese-alpaca-2-7b chinese-alpaca-2-13b
+llama2-chinese-7b-chat llama2-chinese-13b-chat mistral-7b-v0.1 mistral-7b-v0.2 mistral-7b-v0.3
+mistral-7b-instruct-v0.1 mistral-7b-instruct-v0.2 mistral-7b-instruct-v0.3 qwen2.5-0.5b-instruct
+qwen2.5-1.5b-instruct qwen2.5-3b-instruct qwen2.5-7b-instruct qwen2.5-14b-instruct qwen2.5-32b-instruct
+qwen2.5-72b-instruct tinyllama-1.1b-chat smollm2-135m-instruct smollm2-360m-instruct smollm2-1.7b-instruct
+""".split()  # noqa: SIM905
 
 
 def test_every_wanted_model_is_there_and_consistent() -> None:
