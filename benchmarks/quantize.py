@@ -1,0 +1,94 @@
+"""One pass against two steps: this converter and llama.cpp's, on the same checkpoint in one run.
+
+The peer is `convert_hf_to_gguf.py` followed by `llama_model_quantize` (what the llama-quantize tool calls); it runs
+only with --llama-cpp, the unpacked source package of llama-cpp-python, and needs torch and transformers. Each side
+runs in a process of its own, so that peak resident memory is its own too.
+
+    python benchmarks/quantize.py CHECKPOINT [--quants q4_k_m q8_0 q4_0 f16] [--llama-cpp DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_DIRECT = {"f16": "f16", "q8_0": "q8_0"}
+"""Types the peer's converter writes by itself, in one step."""
+
+
+def ours(checkpoint: Path, quant: str, out: Path) -> None:
+    """Run in a child: convert, and print the peak resident memory in MB."""
+    from quantize import convert, find_file_type
+
+    convert(checkpoint, out, find_file_type(quant))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def their_quantize(source: Path, quant: str, out: Path) -> None:
+    """Run in a child: llama_model_quantize."""
+    import llama_cpp
+
+    from quantize import find_file_type
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = find_file_type(quant).ftype, os.cpu_count() or 1
+    llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def _timed(command: list[str]) -> tuple[float, str]:
+    started = time.monotonic()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return time.monotonic() - started, done.stdout.strip()
+
+
+def _child(function: str, *arguments: object) -> tuple[float, int]:
+    elapsed, printed = _timed([sys.executable, __file__, f"--child={function}", *map(str, arguments)])
+    return elapsed, int(printed.splitlines()[-1])
+
+
+def _peer(checkpoint: Path, quant: str, out: Path, llama_cpp_dir: Path) -> float:
+    script = next(llama_cpp_dir.rglob("convert_hf_to_gguf.py"))
+    first = out if quant in _DIRECT else out.with_suffix(".bf16.gguf")
+    kind = _DIRECT.get(quant, "bf16")
+    elapsed, _ = _timed([sys.executable, str(script), str(checkpoint), "--outtype", kind, "--outfile", str(first)])
+    if quant not in _DIRECT:
+        elapsed += _child("their_quantize", first, quant, out)[0]
+        first.unlink()
+    return elapsed
+
+
+def main() -> None:
+    """Print one row per quant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--quants", nargs="+", default=["q4_k_m", "q8_0", "q4_0", "f16"])
+    parser.add_argument("--llama-cpp", type=Path, help="unpacked source package of llama-cpp-python")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.checkpoint.parent) as directory:
+        out = Path(directory) / "out.gguf"
+        for quant in arguments.quants:
+            elapsed, peak_mb = _child("ours", arguments.checkpoint, quant, out)
+            files = [path.name for path in Path(directory).iterdir()]
+            row = f"{quant:<8} one pass {elapsed:6.1f} s  peak {peak_mb:4d} MB  files written: {', '.join(files)}"
+            out.unlink()
+            if arguments.llama_cpp:
+                theirs = _peer(arguments.checkpoint, quant, out, arguments.llama_cpp)
+                row += f"   two steps {theirs:6.1f} s   ratio {elapsed / theirs:.2f}"
+                out.unlink()
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1].startswith("--child="):
+        source, quant, out = sys.argv[2:]
+        globals()[sys.argv[1].removeprefix("--child=")](Path(source), quant, Path(out))
+    else:
+        main()
