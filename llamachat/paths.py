@@ -13,7 +13,7 @@ def home_dir() -> Path:
     """The directory everything is under."""
     override = os.environ.get("LLAMACHAT_HOME")
     if override:
-        return Path(override).expanduser().absolute()
+        return Path(os.path.expanduser(override)).absolute()  # noqa: PTH111  # keeps ~nobody as it is
     from platformdirs import user_data_path  # slower to import than all the rest of this module's users need
 
     return user_data_path("llamachat", appauthor=False)

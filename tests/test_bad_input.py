@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 from conftest import RunCommand
 
 from support.checkpoints import LlamaShape, write_random_checkpoint
-from support.hub import Corrupt, HubStandIn, Status, Truncate
+from support.hub import Corrupt, HubStandIn, Slow, Status, Truncate
 
 REPO = "someone/tiny"
 SHAPE = LlamaShape(n_vocab=600, n_embd=64, n_ff=128, n_layer=2, n_head=4, n_head_kv=2)
@@ -218,7 +221,42 @@ def test_bad_messages(refused: Refusal) -> None:
 def test_a_damaged_catalogue_of_the_user(refused: Refusal, home: Path) -> None:
     home.mkdir()
     (home / "models.toml").write_text("[models.mine]\nrepo = 3\n")
-    refused("list", says="models.toml: mine: repo is not a str", next_step="Correct the file")
+    refused("list", says="models.toml: mine: repo is not a usable str", next_step="Correct the file")
+
+
+def test_a_token_that_no_header_can_carry(
+    refused: Refusal, hub: HubStandIn, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo(REPO, checkpoint)
+    monkeypatch.setenv("HF_TOKEN", "bad é")
+    refused("pull", REPO, says="does not accept your token", next_step="hf auth login")
+
+
+@pytest.mark.parametrize("name", ["my model (v2)", ".hidden", "a--b", "x\nevil\x1b[31m", "weird.gguf"])
+def test_a_directory_whose_name_no_model_can_have(name: str, refused: Refusal, checkpoint: Path) -> None:
+    checkpoint.rename(checkpoint.with_name(name))
+    refused("pull", f"{checkpoint.with_name(name)}/", says="cannot be a model's name", next_step="--name")
+
+
+def test_contradictions(refused: Refusal, checkpoint: Path) -> None:
+    refused("pull", "a/b:q4_0", "--quant", "q8_0", says="contradict", next_step="one of them")
+    refused("pull", checkpoint, "--revision", "v1", says="no revisions", next_step="Leave --revision out")
+    refused("pull", f"a/{'b' * 300}", says="not a model name", next_step="ORG/REPO")
+
+
+def test_a_home_that_cannot_be_written(
+    run: RunCommand, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for home in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        monkeypatch.setenv("LLAMACHAT_HOME", str(home))
+        result = run("pull", checkpoint)
+        assert result.returncode == 1
+        assert "cannot be written" in result.stderr
+        assert "LLAMACHAT_HOME" in result.stderr
+        assert "Traceback" not in result.stderr
+    monkeypatch.setenv("LLAMACHAT_HOME", str(tmp_path / "file"))
+    assert "cannot be written to" in run("doctor").stdout
 
 
 @pytest.fixture
@@ -246,3 +284,25 @@ def test_no_room_on_disk(small_disk: Path, run: RunCommand, hub: HubStandIn, che
 def test_a_disk_that_fills_up_while_writing(small_disk: Path, run: RunCommand, checkpoint: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(500_000))
     Refusal(run, small_disk)("pull", checkpoint, "--quant", "f16", says="disk is full", next_step="Free some space")
+
+
+def test_a_disk_that_fills_up_while_downloading(
+    small_disk: Path, hub: HubStandIn, tmp_path: Path, small_tokenizer: Path
+) -> None:
+    """Somebody else takes the room after it was found sufficient; what was fetched whole is kept."""
+    shape = LlamaShape(n_vocab=600, n_embd=64, n_ff=128, n_layer=1, n_head=4, n_head_kv=2)
+    write_random_checkpoint(tmp_path / "tiny", shape, tokenizer=small_tokenizer)
+    hub.add_repo(REPO, tmp_path / "tiny")
+    hub.faults["config.json"] = Slow(2000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llamachat", "pull", REPO], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    while not (small_disk / "staging").exists():
+        time.sleep(0.01)
+    with contextlib.suppress(OSError):
+        (small_disk / "ballast").write_bytes(bytes(700_000))
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in talk
+    assert "cannot be written (No space left on device)" in talk
+    assert "Free some space" in talk

@@ -9,12 +9,12 @@ import pytest
 from llamachat.chat.templates import TEMPLATES
 from llamachat.errors import BadReference, DamagedCatalogue
 from llamachat.models.catalog import load_catalog
+from llamachat.models.names import is_valid_name
 from llamachat.models.reference import (
     CheckpointDirectory,
     LocalName,
     ModelFile,
     NamedModel,
-    is_valid_name,
     parse_reference,
 )
 from quantize import FILE_TYPES
@@ -73,7 +73,23 @@ def test_the_users_file_overlays_key_by_key(home: Path) -> None:
     assert own.repo == "me/mine"
 
 
-@pytest.mark.parametrize("text", ["[", "schema = 9", "models = 3", "[models.x]\nrepo = 'a/b'", "[models.x]\nodd = 1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[",
+        "schema = 9",
+        "models = 3",
+        "[models.x]\nrepo = 'a/b'",
+        "[models.x]\nodd = 1",
+        "[models.'../x']\nrepo = 'a/b'",
+        "[models.llama-7b]\nn_ctx = -5",
+        "[models.llama-7b]\nn_ctx = true",
+        "[models.llama-7b]\naliases = [3]",
+        "[models.llama-7b]\nsampling = {temperature = 'hot'}",
+        "[models.llama-7b]\nsampling = {temperatur = 0.1}",
+        "[models.llama-7b]\nsampling = {top_p = nan}",
+    ],
+)
 def test_a_catalogue_that_cannot_be_used_is_named(text: str, home: Path) -> None:
     home.mkdir()
     (home / "models.toml").write_text(text)
@@ -108,6 +124,8 @@ def test_what_is_no_reference(text: str) -> None:
         parse_reference(text, load_catalog())
 
 
-@pytest.mark.parametrize("name", ["..", "a/../b", "a--b", "/a", "a\\b", "", "a/b/c", ".hidden", "a:b"])
+@pytest.mark.parametrize(
+    "name", ["..", "a/../b", "a--b", "/a", "a\\b", "", "a/b/c", ".hidden", "a:b", "x.gguf", "x" * 130]
+)
 def test_names_that_could_leave_the_store_are_refused(name: str) -> None:
     assert not is_valid_name(name)

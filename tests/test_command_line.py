@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from conftest import RunCommand
 
 from llamachat import __version__
+from support.checkpoints import LlamaShape, write_random_checkpoint
 
 COMMANDS = ["pull", "chat", "bench", "prompt", "list", "show", "rm", "doctor"]
 HEAVY = {"llama_cpp", "numpy", "gguf", "huggingface_hub", "prompt_toolkit", "jinja2"}
@@ -57,6 +59,9 @@ def test_version(run: RunCommand) -> None:
         ["chat", "--kv-type", "f64", "-p", "Hi"],
         ["chat", "--gpu-layers", "some", "-p", "Hi"],
         ["chat"],
+        ["chat", "--threads", "100000", "-p", "Hi"],
+        ["chat", "--ctx", "99999999999", "-p", "Hi"],
+        ["chat", "--gpu-layers", "99999999999", "-p", "Hi"],
         ["bench", "--pp", "0", "--tg", "0"],
     ],
     ids=" ".join,
@@ -152,3 +157,49 @@ def test_rm_asks_and_never_removes_what_it_did_not_pull(run: RunCommand, demo_mo
     result = run("rm", "smollm2-135m-instruct", "--yes")
     assert result.returncode == 1
     assert demo_model.exists()
+
+
+def test_a_pulled_directory_is_found_by_its_name(
+    run: RunCommand, tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from the place where a directory of the same name lies."""
+    shape = LlamaShape(n_vocab=600, n_embd=32, n_ff=32, n_layer=1, n_head=2, n_head_kv=1)
+    write_random_checkpoint(tmp_path / "mine", shape, tokenizer=small_tokenizer)
+    monkeypatch.chdir(tmp_path)
+    assert run("pull", "./mine").returncode == 0
+    assert run("show", "mine").returncode == 0
+    assert run("rm", "mine", "--yes").returncode == 0
+
+
+def test_text_that_cannot_be_encoded_is_escaped(run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    surrogate = run("prompt", "smollm2-135m-instruct", "--json", text='[{"role": "user", "content": "\\ud800"}]')
+    assert json.loads(surrogate.stdout)["ids"]
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    chinese = run("prompt", "smollm2-135m-instruct", "--json", text='[{"role": "user", "content": "\\u4f60\\u597d"}]')
+    assert "你好" in json.loads(chinese.stdout)["text"]
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", ">/dev/full"])
+def test_streams_that_are_closed_or_full(redirection: str) -> None:
+    command = f'"{sys.executable}" -m llamachat list --json {redirection}'
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr
+    assert result.returncode == (1 if "full" in redirection else 0)
+
+
+def test_ctrl_c_while_the_model_loads(demo_model: Path) -> None:
+    """At any moment: it ends with 130, without a traceback, and without having answered."""
+    assert demo_model.exists()
+    for wait_s in (0.05, 0.2, 0.35, 0.4, 0.45, 0.5, 0.6):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llamachat", "chat", "--threads", "1", "-p", "Count to one thousand."],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGINT)
+        _, talk = process.communicate(timeout=60)
+        assert process.returncode == 130 or (wait_s < 0.1 and process.returncode == -signal.SIGINT), talk
+        assert wait_s < 0.1 or "Traceback" not in talk

@@ -30,7 +30,7 @@ class _ErrorBoundary(TyperGroup):
                 raise
             out.error(str(error), error.next_step)
             sys.exit(EXIT_FAILED)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, typer.Abort):
             out.note("Interrupted.")
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
@@ -46,7 +46,7 @@ def _leave_quietly() -> None:
 app = typer.Typer(
     cls=_ErrorBoundary,
     help="Chat with Llama-family models on your own machine.",
-    epilog="First steps: llamachat chat · llamachat list --available · llamachat pull llama-3.2-1b-instruct",
+    epilog="First steps: llamachat chat · llamachat list --available · llamachat pull qwen2.5-1.5b-instruct",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -77,8 +77,3 @@ app.command("list")(models.list_)
 app.command("show")(models.show)
 app.command("rm")(models.rm)
 app.command("doctor")(doctor.doctor)
-
-
-def main() -> None:
-    """Entry point of the `llamachat` command."""
-    app()

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 def bench(
     model: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models; default as in chat.")] = None,
-    n_prompt: Annotated[int, typer.Option("--pp", min=0, help="Prompt tokens to evaluate; 0 leaves it out.")] = 512,
-    n_gen: Annotated[int, typer.Option("--tg", min=0, help="Tokens to generate; 0 leaves it out.")] = 128,
+    n_prompt: Annotated[
+        int, typer.Option("--pp", min=0, max=1_000_000, help="Prompt tokens to evaluate; 0 leaves it out.")
+    ] = 512,
+    n_gen: Annotated[
+        int, typer.Option("--tg", min=0, max=1_000_000, help="Tokens to generate; 0 leaves it out.")
+    ] = 128,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Samples of each test.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: the physical cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=512, help="Threads; default: the physical cores.")] = None,
     gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print samples, mean and deviation as JSON.")] = False,
 ) -> None:
@@ -54,18 +58,18 @@ def bench(
 
 def _measure(stored: StoredModel, tests: list[SpeedTest], options: Any, repetitions: int) -> list[dict[str, Any]]:
     from llamachat.bench.speed import measure_speed
-    from llamachat.engine import open_engine
+    from llamachat.cli.opening import load_engine
 
-    with out.status(f"Loading {stored.label}") as status:
-        engine = open_engine(stored.path, options)
-        try:
+    engine = load_engine(stored, options)
+    try:
+        with out.status(f"Measuring {stored.label}") as status:
 
             def report(test: str, done: int, total: int) -> None:
                 status(f"{stored.label}: {test}, {done} of {total}")
 
             results = measure_speed(engine, tests, repetitions, report)
-        finally:
-            engine.close()
+    finally:
+        engine.close()
     return [_run(stored, engine.info, result) for result in results]
 
 

@@ -27,17 +27,21 @@ def chat(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this once and exit.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt; '' for none.")] = None,
     files: Annotated[list[Path] | None, typer.Option("--file", "-f", help="Text put before the prompt.")] = None,
-    n_ctx: Annotated[int | None, typer.Option("--ctx", min=64, help="Context window in tokens.")] = None,
+    n_ctx: Annotated[
+        int | None, typer.Option("--ctx", min=256, max=10_000_000, help="Context window in tokens.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy and repeatable.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="Choose among the k likeliest tokens; 0: all.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, max=2**31 - 1, help="Choose among the k likeliest tokens; 0: all.")
+    ] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Choose within this probability mass.")] = None,
     min_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Leave out what is this much rarer.")] = None,
     repeat_penalty: Annotated[float | None, typer.Option(min=0.1, help="Above 1: avoid repetition.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes a run repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer at this text; repeatable.")] = None,
     template: Annotated[str | None, typer.Option(help="Prompt template, instead of the model's.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: the physical cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=512, help="Threads; default: the physical cores.")] = None,
     gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto",
     kv_type: Annotated[str, typer.Option(help="KV cache: f16, q8_0 or q4_0.")] = "f16",
     stats: Annotated[bool, typer.Option("--stats", help="Tell speed and tokens after each answer.")] = False,
@@ -60,7 +64,7 @@ def chat(
     question = _question(prompt, files or [])
     if as_json and question is None:
         raise typer.BadParameter("--json needs a question: give -p, or pipe one in.")
-    if kv_type not in get_args(KvType):
+    if (kv_type := kv_type.lower()) not in get_args(KvType):
         raise typer.BadParameter("--kv-type is f16, q8_0 or q4_0.")
     sampling = {
         "temperature": temperature,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -75,6 +76,10 @@ def _engine() -> list[Finding]:
 def _disk() -> Finding:
     directory = home_dir()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return Finding(
+            "disk", f"{directory}", f"{existing} cannot be written to: choose another place, LLAMACHAT_HOME."
+        )
     free = shutil.disk_usage(existing).free
     advice = "A 7B model in 4 bit needs about 18 GB while it is pulled." if free < 18e9 else None
     return Finding("disk", f"{size(free)} free for {directory}", advice)
@@ -87,7 +92,7 @@ def _models() -> list[Finding]:
 
     stored = list_stored()
     embedded = find_embedded(load_catalog())
-    advice = None if stored or embedded else "Get one: llamachat pull llama-3.2-1b-instruct"
+    advice = None if stored or embedded else "Get one: llamachat pull qwen2.5-1.5b-instruct"
     return [
         Finding("models", f"{len(stored)} pulled, {size(sum(model.size_bytes for model in stored))}", advice),
         Finding("demo model", embedded.label if embedded else "not installed"),

@@ -113,8 +113,10 @@ def rm(
     if not yes:
         if not sys.stdin.isatty():
             raise BadReference(f"{question} Nobody is there to answer.", "Add --yes.")
-        typer.confirm(question, abort=True, err=True)
-    with store.locked(found.name):
+        if not typer.confirm(question, err=True):
+            out.note("Nothing was removed.")
+            raise typer.Exit(1)
+    with store.locked(found.name), store.writing():
         store.remove(found)
     out.text(f"Removed {found.label}.")
 

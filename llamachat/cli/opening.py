@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from llamachat.chat.session import Answer, Session
 from llamachat.chat.templates import TemplateChoice, choose_template
 from llamachat.cli.output import out
+from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 from llamachat.engine import open_engine
-from llamachat.engine.base import EngineOptions
+from llamachat.engine.base import Engine, EngineOptions
 from llamachat.engine.sampling import SamplingParams, recommended
+from llamachat.errors import LlamachatError
 from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
 
@@ -55,12 +57,26 @@ class OpenChat:
         )
 
 
+def load_engine(stored: StoredModel, options: EngineOptions) -> Engine:
+    """Load a model, showing that it takes a while. Ctrl-C ends it: llama.cpp must not be interrupted half-way."""
+    with out.status(f"Loading {stored.label}"), cancel_on_interrupt() as cancel:
+        try:
+            engine = open_engine(stored.path, options, cancel)
+        except LlamachatError:
+            if cancel.is_set():
+                raise KeyboardInterrupt from None
+            raise
+    if cancel.is_set():
+        engine.close()
+        raise KeyboardInterrupt
+    return engine
+
+
 @contextmanager
 def open_chat(model: str | None, options: ChatOptions) -> Iterator[OpenChat]:
     """Load a model and begin a conversation with it."""
     stored = resolve(model)
-    with out.status(f"Loading {stored.label}"):
-        engine = open_engine(stored.path, options.engine)
+    engine = load_engine(stored, options.engine)
     try:
         choice = choose_template(options.template, stored.template, engine.info.metadata)
         if not choice.template.is_chat and options.template is None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llamachat.cli.terminal.escapes import visible
+from llamachat.errors import CannotWrite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,13 +38,25 @@ class Output:
 
     def text(self, text: str, *, end: str = "\n") -> None:
         """Data for people or pipes."""
-        sys.stdout.write((visible(text) if sys.stdout.isatty() else text) + end)
-        sys.stdout.flush()
+        self._write((visible(text) if sys.stdout.isatty() else text) + end)
 
     def json(self, value: Any) -> None:
         """One JSON document."""
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-        sys.stdout.flush()
+        document = json.dumps(value, ensure_ascii=False, indent=2)
+        try:
+            document.encode(sys.stdout.encoding)
+        except UnicodeEncodeError:  # a lone surrogate, or a stream that is not UTF-8: escapes lose nothing
+            document = json.dumps(value, indent=2)
+        self._write(document + "\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CannotWrite("standard output", error) from error
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Columns for people; in a pipe, tab-separated lines with the same header. A leading ">" aligns right."""

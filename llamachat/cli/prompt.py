@@ -48,7 +48,7 @@ def prompt(
 
 def _read_json(source: str) -> Any:
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise CannotRead(source, describe_os_error(error)) from error
     except UnicodeDecodeError as error:

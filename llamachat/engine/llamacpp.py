@@ -13,6 +13,7 @@ import secrets
 import sys
 import threading
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,11 @@ class LlamaTokenizer:
         }
 
     @cached_property
+    def _wants_nfc(self) -> bool:
+        """Qwen2's tokenizer composes its text first; llama.cpp leaves that to its caller."""
+        return _metadata(self._model).get("tokenizer.ggml.pre") == "qwen2"
+
+    @cached_property
     def _control_texts(self) -> Mapping[int, str]:
         return {token_id: text for text, token_id in self.control_tokens.items()}
 
@@ -109,7 +115,7 @@ class LlamaTokenizer:
 
     def tokenize(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        ids = self._tokenize(text)
+        ids = self._tokenize(unicodedata.normalize("NFC", text) if self._wants_nfc else text)
         if self._control_texts.keys().isdisjoint(ids):
             return ids
         return [plain for token_id in ids for plain in self._spell_out(token_id)]
@@ -154,12 +160,12 @@ class LlamaTokenizer:
 class LlamaEngine:
     """`Engine` over llama.cpp: one model, one context, one sequence."""
 
-    def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
-        """Load the GGUF file at `path`; raise `NotAModelFile` or `EngineFailed`."""
+    def __init__(self, path: Path, options: EngineOptions | None = None, cancel: threading.Event | None = None) -> None:
+        """Load the GGUF file at `path`; raise `NotAModelFile` or `EngineFailed`, also soon after `cancel` is set."""
         options = options or EngineOptions()
         started = time.monotonic()
         self._ids: list[int] = []
-        self._model = _load_model(path, options.n_gpu_layers)
+        self._model = _load_model(path, options.n_gpu_layers, cancel=cancel)
         try:
             self._context, n_threads = self._open_context(options)
         except EngineFailed:
@@ -336,10 +342,14 @@ def _make_sampler(step: SamplerStep, n_vocab: int) -> Any:
     return create(n_vocab, *step.arguments) if step.name == "penalties" else create(*step.arguments)
 
 
-def _load_model(path: Path, n_gpu_layers: int | str, *, vocab_only: bool = False) -> Any:
+def _load_model(
+    path: Path, n_gpu_layers: int | str, *, vocab_only: bool = False, cancel: threading.Event | None = None
+) -> Any:
     _init_backend()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = vocab_only
+    if cancel is not None:
+        params.progress_callback = llama_cpp.llama_progress_callback(lambda _share, _data: not cancel.is_set())
     if n_gpu_layers == "auto":
         params.n_gpu_layers = _ALL_LAYERS if supports_gpu() else 0
     else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamachat.errors import DamagedCatalogue
+from llamachat.models.names import is_valid_name
 from llamachat.paths import user_catalog_path
 
 if sys.version_info >= (3, 11):
@@ -114,14 +115,23 @@ _KEY_TYPES: dict[str, type] = {
     "sampling": dict,
 }
 _OPTIONAL = {"mirror", "system", "aliases", "sampling"}
+_SAMPLING_KEYS = {"temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty"}
 
 
 def _spec(path: Path, name: str, table: Mapping[str, Any]) -> ModelSpec:
+    if not is_valid_name(name):
+        raise DamagedCatalogue(path, f"{name!r} cannot be a model's name")
     for key, value in table.items():
         if key not in _KEY_TYPES:
             raise DamagedCatalogue(path, f"{name} has an unknown key {key!r}")
-        if not isinstance(value, _KEY_TYPES[key]):
-            raise DamagedCatalogue(path, f"{name}: {key} is not a {_KEY_TYPES[key].__name__}")
+        if type(value) is not _KEY_TYPES[key] or (type(value) is int and value <= 0):
+            raise DamagedCatalogue(path, f"{name}: {key} is not a usable {_KEY_TYPES[key].__name__}")
     if missing := sorted(_KEY_TYPES.keys() - _OPTIONAL - table.keys()):
         raise DamagedCatalogue(path, f"{name} lacks {', '.join(missing)}")
-    return ModelSpec(name=name, **{**table, "aliases": tuple(table.get("aliases", ()))})
+    aliases = table.get("aliases", ())
+    if not all(isinstance(alias, str) and is_valid_name(alias) for alias in aliases):
+        raise DamagedCatalogue(path, f"{name}: aliases are not all names")
+    for key, value in table.get("sampling", {}).items():
+        if key not in _SAMPLING_KEYS or type(value) not in (int, float) or not 0 <= value < 1e6:
+            raise DamagedCatalogue(path, f"{name}: sampling has {key} = {value!r}, which cannot be used")
+    return ModelSpec(name=name, **{**table, "aliases": tuple(alias.lower() for alias in aliases)})

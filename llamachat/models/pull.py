@@ -7,7 +7,6 @@ the model is published, so a second try does not fetch finished files again.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -20,13 +19,13 @@ from llamachat.errors import BadReference, ConversionFailed, NoRoom, UnusableRep
 from llamachat.models import store
 from llamachat.models.catalog import load_catalog
 from llamachat.models.hub import RemoteFile, Repository, download, find_repository
+from llamachat.models.names import is_valid_name
 from llamachat.models.reference import (
     CheckpointDirectory,
     LocalName,
     ModelFile,
     NamedModel,
     Reference,
-    is_valid_name,
     parse_reference,
     unknown,
 )
@@ -35,6 +34,8 @@ from quantize.checkpoint import INDEX_NAME, SINGLE_NAME, shard_names
 from quantize.vocab import TOKENIZER_FILES
 
 _SMALL_FILES = ("config.json", "generation_config.json", INDEX_NAME, *TOKENIZER_FILES)
+
+_MAX_SMALL_BYTES = 64 << 20
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): "download" counts bytes, "quantize" counts weights."""
@@ -78,7 +79,7 @@ def pull(request: PullRequest, progress: Progress) -> PullResult:
     reference = parse_reference(request.model, load_catalog())
     try:
         target = _choose(request, reference)
-        with store.locked(target.name):
+        with store.locked(target.name), store.writing():
             match reference:
                 case NamedModel():
                     return _pull_from_hub(request, reference, target, progress)
@@ -96,17 +97,24 @@ def _choose(request: PullRequest, reference: Reference) -> _Target:
             raise BadReference(f"{path} is a GGUF file already.", f"Use it where it is: llamachat chat {path}")
         case LocalName():
             raise unknown(reference, load_catalog())
+        case CheckpointDirectory(path) if request.revision:
+            raise BadReference(f"{path} is a directory and has no revisions.", "Leave --revision out.")
         case CheckpointDirectory(path):
             name, spec, quant = path.resolve().name, None, None
         case NamedModel(name, _, spec, _, quant):
             pass
-    if request.name and not is_valid_name(request.name):
-        raise BadReference(f"{request.name!r} cannot be a model's name.", "Use letters, digits, '.', '_' and '-'.")
+    name = request.name or name
+    if not is_valid_name(name):
+        raise BadReference(
+            f"{name[:80]!r} cannot be a model's name.", "Give one of letters, digits, '.', '_' and '-' with --name."
+        )
+    if request.quant and quant and request.quant.lower() != quant:
+        raise BadReference(f"{request.model} and --quant {request.quant} contradict each other.", "Give one of them.")
     wanted = request.quant or quant or (spec.quant if spec else quantize.DEFAULT_FILE_TYPE)
     file_type = quantize.find_file_type(wanted)
     if spec:
-        return _Target(request.name or name, file_type, spec.template, spec.system, spec.license, spec.sampling)
-    return _Target(request.name or name, file_type)
+        return _Target(name, file_type, spec.template, spec.system, spec.license, spec.sampling)
+    return _Target(name, file_type)
 
 
 def _pull_from_hub(request: PullRequest, reference: NamedModel, target: _Target, progress: Progress) -> PullResult:
@@ -134,6 +142,12 @@ def _fetch_checkpoint(repository: Repository, directory: Path, target: _Target, 
             "Look for the repository with the original weights (safetensors).",
         )
     small = [repository.files[name] for name in _SMALL_FILES if name in repository.files]
+    for file in small:
+        if file.size_bytes > _MAX_SMALL_BYTES:
+            raise UnusableRepository(
+                f"{repository.repo}: {file.name} has {file.size_bytes:,} bytes, far too many for what it should be.",
+                "Do not use this repository.",
+            )
     _fetch(repository, small, directory, lambda _: None)
     quantize.check(directory)
     shards = _shards(repository, directory)
@@ -181,8 +195,8 @@ def _convert_and_publish(
     checkpoint: Path, target: _Target, repository: Repository | None, progress: Progress, started: float
 ) -> PullResult:
     quant = target.file_type.name
-    staged = staging_dir() / f"{target.name.replace('/', '--')}--{quant}.{os.getpid()}"
-    shutil.rmtree(staged, ignore_errors=True)
+    staged = staging_dir() / f"{target.name.replace('/', '--')}--{quant}"
+    shutil.rmtree(staged, ignore_errors=True)  # what a killed pull left behind; the lock keeps others out
     staged.mkdir(parents=True)
     try:
         file_name = f"{target.name.rpartition('/')[2]}-{quant}.gguf"

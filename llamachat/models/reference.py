@@ -13,9 +13,9 @@ from pathlib import Path
 
 from llamachat.errors import BadReference, UnknownModel
 from llamachat.models.catalog import Catalog, ModelSpec
+from llamachat.models.names import NAME, is_valid_name
 
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-_REFERENCE = re.compile(rf"(?P<name>{_NAME}(?:/{_NAME})?)(?:@(?P<revision>[^:@\s]+))?(?::(?P<quant>[A-Za-z0-9_]+))?")
+_REFERENCE = re.compile(rf"(?P<name>{NAME}(?:/{NAME})?)(?:@(?P<revision>[^:@\s]+))?(?::(?P<quant>[A-Za-z0-9_]+))?")
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def parse_reference(text: str, catalog: Catalog) -> Reference:
     if text.startswith((".", "/", "~")) or text.endswith("/"):
         return _directory(text)
     match = _REFERENCE.fullmatch(text)
-    if match is None or ".." in text or "--" in match["name"]:
+    if match is None or not is_valid_name(match["name"]):
         raise BadReference(
-            f"{text!r} is not a model name.", "Write a catalogue name, ORG/REPO, ./directory or a .gguf file."
+            f"{text[:80]!r} is not a model name.", "Write a catalogue name, ORG/REPO, ./directory or a .gguf file."
         )
     name, revision = match["name"], match["revision"]
     quant = match["quant"].lower() if match["quant"] else None
@@ -79,11 +79,6 @@ def parse_reference(text: str, catalog: Catalog) -> Reference:
 def unknown(reference: LocalName, catalog: Catalog) -> UnknownModel:
     """The error for a name that is nowhere to be found."""
     return UnknownModel(reference.name, catalog.similar(reference.name))
-
-
-def is_valid_name(name: str) -> bool:
-    """Whether a user may give a stored model this name."""
-    return re.fullmatch(rf"{_NAME}(?:/{_NAME})?", name) is not None and "--" not in name and ".." not in name
 
 
 def _directory(text: str) -> CheckpointDirectory:

@@ -7,6 +7,7 @@ from pathlib import Path
 from llamachat.errors import BadReference, ModelNotHere, NoModel, NotAModelFile, describe_os_error
 from llamachat.models.catalog import Catalog, load_catalog
 from llamachat.models.embedded import find_embedded
+from llamachat.models.names import is_valid_name
 from llamachat.models.reference import (
     CheckpointDirectory,
     LocalName,
@@ -34,6 +35,8 @@ def resolve(text: str | None) -> StoredModel:
         case ModelFile(path):
             return _from_file(path)
         case CheckpointDirectory(path):
+            if is_valid_name(text) and (stored_here := find_stored(text, None)):
+                return stored_here
             raise BadReference(f"{path} is a checkpoint, not a GGUF file.", f"Convert it first: llamachat pull {path}")
         case NamedModel(name, quant=quant, revision=revision):
             found = find_stored(name, quant, revision) or _embedded_if(catalog, name, quant)
@@ -60,7 +63,7 @@ def check_is_gguf(path: Path) -> None:
 
 def _from_file(path: Path) -> StoredModel:
     check_is_gguf(path)
-    return StoredModel(path.stem, "gguf", path.absolute())
+    return StoredModel(str(path), "", path.absolute())
 
 
 def _embedded_if(catalog: Catalog, name: str, quant: str | None) -> StoredModel | None:

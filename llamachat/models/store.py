@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamachat.errors import StoreBusy
-from llamachat.paths import locks_dir, models_dir
+from llamachat.errors import CannotWrite, StoreBusy
+from llamachat.paths import home_dir, locks_dir, models_dir
 
 _MANIFEST_NAME = "manifest.json"
 _SCHEMA = 1
@@ -59,8 +59,8 @@ class StoredModel:
 
     @property
     def label(self) -> str:
-        """`name:quant`, which is what commands accept."""
-        return f"{self.name}:{self.quant}"
+        """`name:quant`, or the path of a file that is not in the store: what commands accept."""
+        return f"{self.name}:{self.quant}" if self.quant else self.name
 
     @property
     def size_bytes(self) -> int:
@@ -121,16 +121,26 @@ def locked(name: str) -> Iterator[None]:
     """Hold the lock of a model; raise `StoreBusy` if another process has it. A dead holder's lock is free."""
     from filelock import FileLock, Timeout
 
-    locks_dir().mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks_dir() / f"{_flat(name)}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StoreBusy(name) from None
+    with writing():
+        locks_dir().mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks_dir() / f"{_flat(name)}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise StoreBusy(name) from None
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Around everything that writes under LLAMACHAT_HOME: what the system refuses becomes `CannotWrite`."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(home_dir(), error) from error
 
 
 def _read(directory: Path) -> StoredModel | None:

@@ -167,5 +167,7 @@ def _plain_errors(repo: str, revision: str | None, mirror: str | None) -> Iterat
             raise BadToken from error
         status = error.response.status_code if error.response is not None else "no answer"
         raise HubUnreachable(constants.ENDPOINT, f"HTTP {status}") from error
+    except UnicodeEncodeError as error:  # a token with characters that no header can carry
+        raise BadToken from error
     except httpx2.HTTPError as error:
         raise HubUnreachable(constants.ENDPOINT, str(error) or type(error).__name__) from error
