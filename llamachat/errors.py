@@ -131,7 +131,7 @@ class DownloadDamaged(LlamachatError):
 
 
 class UnusableRepository(LlamachatError):
-    """A repository without what is needed: no config, no safetensors weights, names that leave the folder."""
+    """A repository without what is needed: no config, missing shards, names that leave the folder."""
 
 
 class ConversionFailed(LlamachatError):

@@ -16,6 +16,7 @@ from conftest import RunCommand
 
 from support.checkpoints import LlamaShape, write_random_checkpoint
 from support.hub import Corrupt, HubStandIn, Slow, Status, Truncate
+from support.torch_files import turn_into_torch
 
 REPO = "someone/tiny"
 SHAPE = LlamaShape(n_vocab=600, n_embd=64, n_ff=128, n_layer=2, n_head=4, n_head_kv=2)
@@ -178,13 +179,22 @@ def test_unknown_tokenizer(refused: Refusal, checkpoint: Path) -> None:
     refused("pull", checkpoint, says="tokenizer", next_step="original tokenizer files")
 
 
-def test_weights_that_are_not_safetensors(refused: Refusal, hub: HubStandIn, checkpoint: Path) -> None:
+def test_weights_that_are_neither_safetensors_nor_torch(refused: Refusal, hub: HubStandIn, checkpoint: Path) -> None:
     for path in checkpoint.glob("model*"):
         path.unlink()
-    (checkpoint / "pytorch_model.bin").write_bytes(b"PK")
+    (checkpoint / "tf_model.h5").write_bytes(b"HDF")
     hub.add_repo(REPO, checkpoint)
     refused("pull", REPO, says="no safetensors weights", next_step=".safetensors files")
     refused("pull", checkpoint, says="no safetensors weights", next_step=".safetensors files")
+
+
+def test_torch_weights_can_be_pulled(run: RunCommand, hub: HubStandIn, checkpoint: Path) -> None:
+    """Not bad input, but its neighbour above: the same checkpoint as PyTorch shards."""
+    turn_into_torch(checkpoint)
+    hub.add_repo(REPO, checkpoint)
+    done = run("pull", REPO, "--quant", "q8_0", "--json")
+    assert done.returncode == 0, done.stderr
+    assert any("pytorch_model-00002-of-00002.bin" in request.path for request in hub.requests)
 
 
 def test_unknown_quant(refused: Refusal, checkpoint: Path) -> None:

@@ -439,7 +439,7 @@ def test_shard_that_becomes_shorter(checkpoint: Path, out_path: Path, monkeypatc
 
 
 def test_no_weights_at_all(checkpoint: Path, out_path: Path) -> None:
-    (checkpoint / SHARD).rename(checkpoint / "pytorch_model.bin")
+    (checkpoint / SHARD).rename(checkpoint / "tf_model.h5")
     refuse(checkpoint, out_path, "safetensors")
 
 

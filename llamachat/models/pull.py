@@ -30,10 +30,10 @@ from llamachat.models.reference import (
     unknown,
 )
 from llamachat.paths import home_dir, staging_dir
-from quantize.checkpoint import INDEX_NAME, SINGLE_NAME, shard_names
+from quantize.checkpoint import INDEX_NAMES, shard_names
 from quantize.vocab import TOKENIZER_FILES
 
-_SMALL_FILES = ("config.json", "generation_config.json", INDEX_NAME, *TOKENIZER_FILES)
+_SMALL_FILES = ("config.json", "generation_config.json", *INDEX_NAMES, *TOKENIZER_FILES)
 
 _MAX_SMALL_BYTES = 64 << 20
 
@@ -172,12 +172,12 @@ def _fetch(repository: Repository, files: list[RemoteFile], directory: Path, adv
 
 
 def _shards(repository: Repository, directory: Path) -> list[RemoteFile]:
-    names = shard_names(directory) if INDEX_NAME in repository.files else [SINGLE_NAME]
+    names = shard_names(directory, repository.files)
     absent = [name for name in names if name not in repository.files]
     if absent:
         raise UnusableRepository(
-            f"{repository.repo} holds no safetensors weights (no {absent[0]}).",
-            "Look for a repository of the same model that has .safetensors files.",
+            f"{repository.repo} lacks {absent[0]}, which its index names.",
+            "Look for another repository of the same model.",
         )
     return [repository.files[name] for name in names]
 
@@ -207,7 +207,7 @@ def _convert_and_publish(
             provenance=_provenance(target, repository),
             progress=lambda done, total: progress("quantize", done, total),
         )
-        manifest = _manifest(target, repository, report)
+        manifest = _manifest(checkpoint, target, repository, report)
         model = store.publish(staged, manifest)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -220,8 +220,11 @@ def _provenance(target: _Target, repository: Repository | None) -> quantize.Prov
     return quantize.Provenance(target.name, repository.repo, repository.commit, repository.license or target.license)
 
 
-def _manifest(target: _Target, repository: Repository | None, report: quantize.ConversionReport) -> store.Manifest:
-    sources = repository.files.values() if repository else ()
+def _manifest(
+    checkpoint: Path, target: _Target, repository: Repository | None, report: quantize.ConversionReport
+) -> store.Manifest:
+    used = {*_SMALL_FILES, *shard_names(checkpoint, repository.files)} if repository else set()
+    sources = [file for name, file in repository.files.items() if name in used] if repository else []
     return store.Manifest(
         name=target.name,
         quant=target.file_type.name,
@@ -237,13 +240,9 @@ def _manifest(target: _Target, repository: Repository | None, report: quantize.C
         system=target.system,
         sampling=target.sampling,
         created=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
-        sources={f.name: {"size_bytes": f.size_bytes, "sha256": f.sha256} for f in sources if _is_used(f.name)},
+        sources={f.name: {"size_bytes": f.size_bytes, "sha256": f.sha256} for f in sources},
         versions={package: importlib.metadata.version(package) for package in _RECORDED_PACKAGES},
     )
 
 
 _RECORDED_PACKAGES = ("llamachat", "gguf", "llama-cpp-python")
-
-
-def _is_used(name: str) -> bool:
-    return name in _SMALL_FILES or name.endswith(".safetensors")
