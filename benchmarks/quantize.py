@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.pop(0)  # the directory of this file, which would shadow the library of the same name
+
 _DIRECT = {"f16": "f16", "q8_0": "q8_0"}
 """Types the peer's converter writes by itself, in one step."""
 

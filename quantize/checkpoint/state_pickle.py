@@ -70,7 +70,7 @@ def read_state(path: Path, program: bytes) -> dict[Any, Any]:
             if n_done > _MAX_INSTRUCTIONS:
                 raise CheckpointError(path, "its pickle is too long to describe a model's tensors")
             machine.step(instruction.name, argument)
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, DeprecationWarning) as error:  # a warning, where the user made those errors
         raise CheckpointError(path, "its pickle is damaged") from error
     state = machine.stack[-1] if machine.stack else None
     if type(state) is not dict:
