@@ -138,6 +138,14 @@ class ConversionFailed(LlamachatError):
     """The checkpoint cannot be converted; the converter's own words."""
 
 
+class AlreadyThere(LlamachatError):
+    """A file that would have to be replaced, and nobody said that it may be."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is there already, and is not replaced.", "Give another name with -o, or --force.")
+        self.path = path
+
+
 class NoRoom(LlamachatError):
     """Not enough free disk space for what is about to be done."""
 

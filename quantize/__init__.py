@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from quantize.errors import QuantizeError
 from quantize.header import Provenance
-from quantize.pipeline import ConversionReport, check, convert
+from quantize.pipeline import ConversionReport, Prediction, check, convert, predict
 from quantize.recipe import DEFAULT_FILE_TYPE, FILE_TYPES, FileType, find_file_type
 
 __all__ = [
@@ -18,9 +18,11 @@ __all__ = [
     "FILE_TYPES",
     "ConversionReport",
     "FileType",
+    "Prediction",
     "Provenance",
     "QuantizeError",
     "check",
     "convert",
     "find_file_type",
+    "predict",
 ]

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +26,10 @@ from quantize.checkpoint import Checkpoint, open_checkpoint, read_json
 from quantize.checkpoint.tensor import PermutedRows, TensorSource, count_elements
 from quantize.errors import TensorError
 from quantize.header import Provenance, build_header
+from quantize.plan import Plan
 from quantize.recipe import FileType, QType, tensor_types
-from quantize.vocab import Vocabulary, read_vocabulary
-from quantize.writer import GGUFFile
+from quantize.vocab import read_vocabulary
+from quantize.writer import GGUFFile, predict_size
 
 _BLOCK_ELEMENTS = 1 << 18
 """Elements worked on at a time per thread: 1 MiB of F32, which stays in a core's own cache."""
@@ -38,16 +41,15 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class ConversionReport:
-    """What was made, and from how much."""
+class Prediction:
+    """What a conversion comes to."""
 
-    path: Path
     file_type: FileType
     architecture: str
     size_bytes: int
     n_params: int
-    sha256: str
-    elapsed_s: float
+    tensor_types: Mapping[str, int]
+    """How many tensors have each type, by its name (`Q4_K`), most frequent first."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -56,16 +58,16 @@ class ConversionReport:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    architecture: Architecture
-    vocabulary: Vocabulary
-    sources: dict[str, TensorSource]
-    types: dict[str, QType]
-    n_params: int
+class ConversionReport(Prediction):
+    """What was made, and from how much."""
+
+    path: Path
+    sha256: str
+    elapsed_s: float
 
 
 def convert(
-    directory: Path,
+    source: Path,
     out_path: Path,
     file_type: FileType,
     *,
@@ -73,28 +75,33 @@ def convert(
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Convert and quantize the Hugging Face checkpoint in `directory` to the GGUF file `out_path` in one pass.
+    """Convert and quantize the Hugging Face checkpoint in `source` to the GGUF file `out_path` in one pass.
 
     `n_threads` defaults to the cores this process may use. Raises `QuantizeError`; whatever is raised,
     `out_path` is then as it was before.
     """
     started = time.monotonic()
-    with open_checkpoint(directory) as checkpoint:
-        plan = _plan(checkpoint, file_type)
-        header = build_header(checkpoint, plan.architecture, plan.vocabulary, file_type, plan.n_params, provenance)
-        tensors = {name: (plan.types[name], source.shape) for name, source in plan.sources.items()}
-        with GGUFFile(out_path, header, tensors) as out:
+    with _planned(source, file_type, provenance) as plan:
+        with GGUFFile(out_path, plan.header, plan.tensors) as out:
             _quantize_all(plan, out, n_threads or _usable_cores(), progress)
             sha256 = out.publish()
-    return ConversionReport(
-        path=out_path,
-        file_type=file_type,
-        architecture=plan.architecture.gguf_name,
-        size_bytes=out.size_bytes,
-        n_params=plan.n_params,
-        sha256=sha256,
-        elapsed_s=time.monotonic() - started,
-    )
+        return ConversionReport(
+            **vars(_predict(plan, file_type, out.size_bytes)),
+            path=out_path,
+            sha256=sha256,
+            elapsed_s=time.monotonic() - started,
+        )
+
+
+def predict(source: Path, file_type: FileType, *, provenance: Provenance | None = None) -> Prediction:
+    """Return what `convert` with the same arguments will make, exact to the byte, without reading any weights."""
+    with _planned(source, file_type, provenance) as plan:
+        return _predict(plan, file_type, predict_size(plan.header, plan.tensors))
+
+
+def _predict(plan: Plan, file_type: FileType, size_bytes: int) -> Prediction:
+    counts = Counter(qtype.name for qtype in plan.types.values())
+    return Prediction(file_type, plan.architecture, size_bytes, plan.n_params, dict(counts.most_common()))
 
 
 def check(directory: Path) -> None:
@@ -106,15 +113,23 @@ def check(directory: Path) -> None:
     read_vocabulary(directory, find_architecture(read_json(config_path), config_path).n_vocab)
 
 
-def _plan(checkpoint: Checkpoint, file_type: FileType) -> _Plan:
+@contextmanager
+def _planned(source: Path, file_type: FileType, provenance: Provenance | None) -> Iterator[Plan]:
+    """Open `source` for the length of the context, and decide everything that can be decided before reading weights."""
+    with open_checkpoint(source) as checkpoint:
+        yield _plan(checkpoint, file_type, provenance)
+
+
+def _plan(checkpoint: Checkpoint, file_type: FileType, provenance: Provenance | None) -> Plan:
     architecture = find_architecture(checkpoint.config, checkpoint.directory / "config.json")
     sources = _match_tensors(checkpoint, architecture)
     n_params = sum(count_elements(source.shape) for source in sources.values())
     sources.update(architecture.computed_tensors())
     shapes = {name: source.shape for name, source in sources.items()}
-    return _Plan(
-        architecture=architecture,
-        vocabulary=read_vocabulary(checkpoint.directory, architecture.n_vocab),
+    vocabulary = read_vocabulary(checkpoint.directory, architecture.n_vocab)
+    return Plan(
+        architecture=architecture.gguf_name,
+        header=build_header(checkpoint, architecture, vocabulary, file_type, n_params, provenance),
         sources=sources,
         types=tensor_types(shapes, file_type, architecture.traits),
         n_params=n_params,
@@ -140,7 +155,7 @@ def _match_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[s
     return sources
 
 
-def _quantize_all(plan: _Plan, out: GGUFFile, n_threads: int, progress: Progress | None) -> None:
+def _quantize_all(plan: Plan, out: GGUFFile, n_threads: int, progress: Progress | None) -> None:
     """Run the threads over all blocks; the first error stops them and is raised here."""
     queue = _BlockQueue(_blocks(plan.sources))
     n_elements = sum(count_elements(source.shape) for source in plan.sources.values())
@@ -197,7 +212,7 @@ def _blocks(sources: Mapping[str, TensorSource]) -> Iterator[_Block]:
             yield _Block(name, first, min(step, n_rows - first))
 
 
-def _work(queue: _BlockQueue, plan: _Plan, out: GGUFFile) -> None:
+def _work(queue: _BlockQueue, plan: Plan, out: GGUFFile) -> None:
     buffers = _Buffers()
     while block := queue.take():
         source, qtype = plan.sources[block.name], plan.types[block.name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from types import TracebackType
 
 import numpy as np
 from gguf import GGUFWriter
+from gguf.gguf_writer import WriterState
 
 from quantize.errors import OutputError
 from quantize.ggml import Buffer, read_tensor_table, row_size
@@ -56,33 +58,16 @@ class GGUFFile:
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._fd = -1
         try:
-            data_start = self._write_header(header, tensors)
-            self.places = _lay_out(tensors, data_start, header.data_alignment)
+            encoded, layout = _encode(header, tensors)
+            self.places, self.size_bytes = layout.places, layout.size_bytes
+            self._partial.write_bytes(encoded)
             self._fd = os.open(self._partial, os.O_RDWR)
-            self.size_bytes = max(
-                header.ggml_pad(place.offset + place.size_bytes, header.data_alignment)
-                for place in self.places.values()
-            )
             _reserve(self._fd, self.size_bytes)
         except BaseException as error:
             self._discard()
             if isinstance(error, OSError):
                 raise _output_error(path, error) from error
             raise
-
-    def _write_header(self, header: GGUFWriter, tensors: Mapping[str, tuple[QType, tuple[int, ...]]]) -> int:
-        for name, (qtype, shape) in tensors.items():
-            n_bytes = row_size(qtype, shape[-1]) * int(np.prod(shape[:-1], dtype=np.int64))
-            header.add_tensor_info(name, shape, np.dtype(np.float32), n_bytes, raw_dtype=qtype)
-        try:
-            header.write_header_to_file(self._partial)
-            header.write_kv_data_to_file()
-            header.write_ti_data_to_file()
-            assert header.fout is not None
-            position = header.fout[0].tell()
-        finally:
-            header.close()
-        return header.ggml_pad(position, header.data_alignment)
 
     def write(self, name: str, first_row: int, data: Buffer) -> None:
         """Put whole rows of a tensor in their place. Safe from several threads."""
@@ -147,16 +132,41 @@ def _sha256(fd: int) -> str:
     return digest.hexdigest()
 
 
-def _lay_out(
-    tensors: Mapping[str, tuple[QType, tuple[int, ...]]], data_start: int, alignment: int
-) -> dict[str, TensorPlace]:
+def predict_size(header: GGUFWriter, tensors: Mapping[str, tuple[QType, tuple[int, ...]]]) -> int:
+    """Return how many bytes a `GGUFFile` of these will have; `header` is used up."""
+    return _encode(header, tensors)[1].size_bytes
+
+
+@dataclass(frozen=True)
+class _Layout:
+    places: dict[str, TensorPlace]
+    size_bytes: int
+
+
+def _encode(header: GGUFWriter, tensors: Mapping[str, tuple[QType, tuple[int, ...]]]) -> tuple[bytes, _Layout]:
+    """Return the bytes before the tensor data, and where everything goes."""
+    for name, (qtype, shape) in tensors.items():
+        n_bytes = row_size(qtype, shape[-1]) * int(np.prod(shape[:-1], dtype=np.int64))
+        header.add_tensor_info(name, shape, np.dtype(np.float32), n_bytes, raw_dtype=qtype)
+    encoded = io.BytesIO()
+    header.fout = [io.BufferedWriter(encoded)]
+    header.state = WriterState.EMPTY
+    header.write_header_to_file()
+    header.write_kv_data_to_file()
+    header.write_ti_data_to_file()
+    header.flush()
+    content = encoded.getvalue()
+    return content, _lay_out(tensors, len(content), header.data_alignment)
+
+
+def _lay_out(tensors: Mapping[str, tuple[QType, tuple[int, ...]]], n_header: int, alignment: int) -> _Layout:
     places: dict[str, TensorPlace] = {}
-    offset = data_start
+    offset = GGUFWriter.ggml_pad(n_header, alignment)
     for name, (qtype, shape) in tensors.items():
         size = row_size(qtype, shape[-1]) * int(np.prod(shape[:-1], dtype=np.int64))
         places[name] = TensorPlace(qtype, shape, offset, size)
         offset += GGUFWriter.ggml_pad(size, alignment)
-    return places
+    return _Layout(places, offset)
 
 
 def _reserve(fd: int, size: int) -> None:

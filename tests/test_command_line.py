@@ -16,7 +16,7 @@ from conftest import RunCommand
 from llamachat import __version__
 from support.checkpoints import LlamaShape, write_random_checkpoint
 
-COMMANDS = ["pull", "chat", "bench", "prompt", "list", "show", "rm", "doctor"]
+COMMANDS = ["pull", "quantize", "chat", "bench", "prompt", "list", "show", "rm", "doctor"]
 HEAVY = {"llama_cpp", "numpy", "gguf", "huggingface_hub", "prompt_toolkit", "jinja2"}
 
 
@@ -55,6 +55,9 @@ def test_version(run: RunCommand) -> None:
         ["pull"],
         ["pull", "llama-2-7b", "--bits", "5"],
         ["pull", "llama-2-7b", "--bits", "4", "--quant", "q8_0"],
+        ["quantize", "./checkpoint"],
+        ["quantize", "--quant", "q8_0"],
+        ["quantize", "./checkpoint", "--quant", "q8_0", "--threads", "0"],
         ["chat", "--temperature", "hot", "-p", "Hi"],
         ["chat", "--kv-type", "f64", "-p", "Hi"],
         ["chat", "--gpu-layers", "some", "-p", "Hi"],

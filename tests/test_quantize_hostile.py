@@ -724,14 +724,11 @@ def test_output_name_that_cannot_be(name: str, checkpoint: Path, tmp_path: Path)
 
 def test_output_directory_that_is_read_only(checkpoint: Path, out_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made by hand, because root may write everywhere."""
-    real_open = open
 
-    def guarded(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if "w" in mode:
-            raise PermissionError(13, "Permission denied", str(path))
-        return real_open(path, mode, *args, **kwargs)
+    def refuse_it(path: Path, _: bytes) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("builtins.open", guarded)
+    monkeypatch.setattr(Path, "write_bytes", refuse_it)
     assert isinstance(refuse(checkpoint, out_path, "model.gguf", "Permission denied"), OutputError)
 
 

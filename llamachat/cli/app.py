@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from llamachat import __version__
-from llamachat.cli import bench, chat, doctor, models, prompt, pull
+from llamachat.cli import bench, chat, doctor, models, prompt, pull, quantize
 from llamachat.cli.output import out
 from llamachat.errors import LlamachatError
 
@@ -70,6 +70,7 @@ def _root(
 
 
 app.command("pull")(pull.pull)
+app.command("quantize")(quantize.quantize)
 app.command("chat")(chat.chat)
 app.command("bench")(bench.bench)
 app.command("prompt")(prompt.prompt)

@@ -15,9 +15,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import quantize
-from llamachat.errors import BadReference, ConversionFailed, NoRoom, UnusableRepository
+from llamachat.errors import BadReference, NoRoom, UnusableRepository
 from llamachat.models import store
 from llamachat.models.catalog import load_catalog
+from llamachat.models.conversion import conversion_errors
 from llamachat.models.hub import RemoteFile, Repository, download, find_repository
 from llamachat.models.names import is_valid_name
 from llamachat.models.reference import (
@@ -77,7 +78,7 @@ class _Target:
 def pull(request: PullRequest, progress: Progress) -> PullResult:
     """Pull a model into the store. Raises `LlamachatError`; the store is then as before."""
     reference = parse_reference(request.model, load_catalog())
-    try:
+    with conversion_errors():
         target = _choose(request, reference)
         with store.locked(target.name), store.writing():
             match reference:
@@ -87,8 +88,6 @@ def pull(request: PullRequest, progress: Progress) -> PullResult:
                     return _convert_and_publish(path, target, None, progress, time.monotonic())
                 case _:
                     raise AssertionError("refused by _choose")
-    except quantize.QuantizeError as error:
-        raise ConversionFailed(str(error), error.next_step) from error
 
 
 def _choose(request: PullRequest, reference: Reference) -> _Target:

@@ -1,0 +1,99 @@
+"""`llamachat quantize`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llamachat.cli.format import parameters, size
+from llamachat.cli.output import out
+
+if TYPE_CHECKING:
+    from llamachat.models.conversion import ConversionReport, Prediction
+
+
+def _print_types(wanted: bool) -> None:
+    if not wanted:
+        return
+    from llamachat.models.conversion import file_types
+
+    rows = [(kind.name, f"{kind.bits_per_weight:.1f}", kind.advice) for kind in file_types()]
+    out.table(("quant", ">bits per weight", "advice"), rows)
+    out.note("When in doubt: q4_k_m; q8_0 if it fits in memory. Larger models lose less by the same quant.")
+    raise typer.Exit
+
+
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A checkpoint directory.")],
+    quant: Annotated[str, typer.Option(help="q4_k_m, q8_0, f16, …; all of them: --types.")],
+    out_path: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file to make; default: SOURCE-QUANT.gguf, here.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores this process may use.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would come to, to the byte.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    _types: Annotated[
+        bool, typer.Option("--types", is_eager=True, callback=_print_types, help="List the quants and exit.")
+    ] = False,
+) -> None:
+    r"""Convert and quantize weights that are on this machine to a GGUF file, outside the store.
+
+    \b
+    Examples:
+      llamachat quantize ./my-fine-tune --quant q4_k_m
+      llamachat quantize ./my-fine-tune --quant q8_0 -o my.gguf --threads 4
+      llamachat quantize ./my-fine-tune --quant q4_k_m --dry-run
+      llamachat quantize --types
+    """
+    from llamachat.cli.progress import pull_progress
+    from llamachat.models.conversion import QuantizeRequest, predict, run
+
+    request = QuantizeRequest(source, quant, out_path, threads, force)
+    if dry_run:
+        _say_prediction(predict(request), as_json)
+        return
+    with pull_progress() as progress:
+        report = run(request, lambda done, total: progress("quantize", done, total))
+    _say_report(report, as_json)
+
+
+def _say_prediction(prediction: Prediction, as_json: bool) -> None:
+    if as_json:
+        out.json(_as_json(prediction) | {"dry_run": True})
+        return
+    out.text(f"{prediction.file_type.name}: {_in_words(prediction)}.")
+    out.table(("type", ">tensors"), [(name, str(n)) for name, n in prediction.tensor_types.items()])
+
+
+def _say_report(report: ConversionReport, as_json: bool) -> None:
+    if as_json:
+        made = {"sha256": report.sha256, "elapsed_s": round(report.elapsed_s, 3)}
+        out.json({"path": str(report.path)} | _as_json(report) | made)
+        return
+    out.text(f"{report.path}: {_in_words(report)}, in {report.elapsed_s:.1f} s.")
+    out.note(f"Talk to it: llamachat chat {shlex.quote(_as_argument(report.path))}")
+
+
+def _in_words(result: Prediction) -> str:
+    exact = f"{size(result.size_bytes)} ({result.size_bytes:,} bytes)"
+    return f"{exact}, {parameters(result.n_params)} parameters, {result.bits_per_weight:.2f} bits per weight"
+
+
+def _as_json(result: Prediction) -> dict[str, object]:
+    return {
+        "quant": result.file_type.name,
+        "architecture": result.architecture,
+        "size_bytes": result.size_bytes,
+        "n_params": result.n_params,
+        "bits_per_weight": round(result.bits_per_weight, 4),
+        "tensor_types": dict(result.tensor_types),
+    }
+
+
+def _as_argument(path: Path) -> str:
+    """A path that cannot be taken for a model's name."""
+    return str(path) if path.is_absolute() or len(path.parts) > 1 else f"./{path}"
