@@ -41,9 +41,15 @@ def row_size(qtype: GGMLQuantizationType, n_columns: int) -> int:
 
 
 def to_f32(source: Buffer, qtype: GGMLQuantizationType, out: Floats) -> None:
-    """Widen the F16 or BF16 values in `source` into `out` (as many elements as `out` has)."""
-    convert = getattr(_library(), _TO_F32[qtype])
+    """Widen the values in `source`, of a type that `can_widen`, into `out` (as many elements as `out` has)."""
+    convert = getattr(_library(), _TO_F32[qtype]) if qtype in _TO_F32 else _type_traits(qtype).to_float
     convert(source.ctypes.data, out.ctypes.data, out.size)
+
+
+def can_widen(qtype: GGMLQuantizationType) -> bool:
+    """Whether values of this type can be turned into F32."""
+    traits = _type_traits(qtype)
+    return qtype in _TO_F32 or bool(traits.is_quantized and traits.to_float)
 
 
 def quantize_rows(rows: Floats, qtype: GGMLQuantizationType, out: Buffer) -> None:
@@ -85,6 +91,24 @@ def read_tensor_table(path: Path) -> dict[str, tuple[GGMLQuantizationType, int, 
         library.gguf_free(context)
 
 
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits`."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+def _type_traits(qtype: GGMLQuantizationType) -> Any:
+    return _library().ggml_get_type_traits(qtype).contents
+
+
 class _InitParams(ctypes.Structure):
     """`struct gguf_init_params`."""
 
@@ -95,6 +119,7 @@ _INT, _INT64, _SIZE, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_size_t, c
 
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_quantize_chunk": (_SIZE, [_INT, _POINTER, _POINTER, _INT64, _INT64, _INT64, _POINTER]),
+    "ggml_get_type_traits": (ctypes.POINTER(_TypeTraits), [_INT]),
     "ggml_validate_row_data": (ctypes.c_bool, [_INT, _POINTER, _SIZE]),
     "ggml_fp16_to_fp32_row": (None, [_POINTER, _POINTER, _INT64]),
     "ggml_bf16_to_fp32_row": (None, [_POINTER, _POINTER, _INT64]),

@@ -25,6 +25,8 @@ from quantize.architectures.base import Architecture
 from quantize.checkpoint import Checkpoint, open_checkpoint, read_json
 from quantize.checkpoint.tensor import PermutedRows, TensorSource, count_elements
 from quantize.errors import TensorError
+from quantize.from_gguf import plan_from_gguf
+from quantize.gguf_reader import open_gguf
 from quantize.header import Provenance, build_header
 from quantize.plan import Plan
 from quantize.recipe import FileType, QType, tensor_types
@@ -71,17 +73,20 @@ def convert(
     out_path: Path,
     file_type: FileType,
     *,
+    requantize: bool = False,
     provenance: Provenance | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Convert and quantize the Hugging Face checkpoint in `source` to the GGUF file `out_path` in one pass.
+    """Convert and quantize `source` to the GGUF file `out_path` in one pass.
 
+    `source` is the directory of a Hugging Face checkpoint, or a GGUF file, which keeps its header and may hold
+    quantized tensors only with `requantize`. `provenance` is for checkpoints.
     `n_threads` defaults to the cores this process may use. Raises `QuantizeError`; whatever is raised,
     `out_path` is then as it was before.
     """
     started = time.monotonic()
-    with _planned(source, file_type, provenance) as plan:
+    with _planned(source, file_type, requantize, provenance) as plan:
         with GGUFFile(out_path, plan.header, plan.tensors) as out:
             _quantize_all(plan, out, n_threads or _usable_cores(), progress)
             sha256 = out.publish()
@@ -93,9 +98,11 @@ def convert(
         )
 
 
-def predict(source: Path, file_type: FileType, *, provenance: Provenance | None = None) -> Prediction:
+def predict(
+    source: Path, file_type: FileType, *, requantize: bool = False, provenance: Provenance | None = None
+) -> Prediction:
     """Return what `convert` with the same arguments will make, exact to the byte, without reading any weights."""
-    with _planned(source, file_type, provenance) as plan:
+    with _planned(source, file_type, requantize, provenance) as plan:
         return _predict(plan, file_type, predict_size(plan.header, plan.tensors))
 
 
@@ -114,8 +121,12 @@ def check(directory: Path) -> None:
 
 
 @contextmanager
-def _planned(source: Path, file_type: FileType, provenance: Provenance | None) -> Iterator[Plan]:
+def _planned(source: Path, file_type: FileType, requantize: bool, provenance: Provenance | None) -> Iterator[Plan]:
     """Open `source` for the length of the context, and decide everything that can be decided before reading weights."""
+    if source.is_file():
+        with open_gguf(source) as contents:
+            yield plan_from_gguf(contents, file_type, requantize=requantize)
+        return
     with open_checkpoint(source) as checkpoint:
         yield _plan(checkpoint, file_type, provenance)
 

@@ -91,11 +91,17 @@ class ModelTraits:
         return self.n_layer == 80 and self.n_head != self.n_head_kv
 
 
-def tensor_types(shapes: Mapping[str, Sequence[int]], file_type: FileType, traits: ModelTraits) -> dict[str, QType]:
+def tensor_types(
+    shapes: Mapping[str, Sequence[int]],
+    file_type: FileType,
+    traits: ModelTraits,
+    *,
+    stored: Mapping[str, QType] | None = None,
+) -> dict[str, QType]:
     """Choose the type of every tensor.
 
     `shapes` maps GGUF tensor names to shapes with the row length last (NumPy order). Tensors that llama.cpp
-    never quantizes (vectors, norms, routers) stay F32.
+    never quantizes (vectors, norms, routers) stay F32, or what they are where `stored` says it.
     """
     tied = "output.weight" not in shapes
     n_attn_v = sum(_kind(name) == "attn_v" for name in shapes)
@@ -104,7 +110,7 @@ def tensor_types(shapes: Mapping[str, Sequence[int]], file_type: FileType, trait
     for name in sorted(shapes, key=llama_cpp_order):
         kind, n_columns = _kind(name), shapes[name][-1]
         if not _may_quantize(name, shapes[name]):
-            types[name] = QType.F32
+            types[name] = stored[name] if stored else QType.F32
         elif not file_type.is_quantized:
             types[name] = file_type.default
         elif name == "output.weight" or (tied and name == "token_embd.weight"):
@@ -128,8 +134,31 @@ def llama_cpp_order(name: str) -> tuple[int, str]:
     return (int(match[1]) if match else -1, name)
 
 
+_NEVER_QUANTIZED = re.compile(
+    r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid\.weight|altup|laurel|per_layer_model_proj|^position_embd\.weight"
+    r"|^token_types\.weight|ssm_conv1d|shortconv\.conv\.weight|indexer\.[kq]_proj\.weight|attn_rel_b\.weight"
+    r"|time_mix_(?:first|w[012]|v[012]|a[012]|g[12]|decay_w[12]|lerp_fused)\.weight"
+    r"|\.position_embd|sam\.pos_embd|sam\.neck\.|sam\.net_|\.rel_pos|\.patch_embd|\.patch_merger|a\.rvq\.codebook|mm\.a\.code_embd"
+)
+"""`tensor_allows_quantization` of llama.cpp."""
+
+
 def _may_quantize(name: str, shape: Sequence[int]) -> bool:
-    return len(shape) >= 2 and name.endswith("weight") and "_norm.weight" not in name
+    return len(shape) >= 2 and name.endswith("weight") and not _NEVER_QUANTIZED.search(name)
+
+
+_COVERED_KINDS = frozenset(
+    ("token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+)
+
+
+def is_covered(name: str, shape: Sequence[int]) -> bool:
+    """Whether the mixes below know what to do with a tensor.
+
+    A model all of whose tensors are covered gets llama.cpp's types. That is sure of `llama`, `qwen2` and `qwen3`
+    without experts; merged Q, K and V (phi3, falcon, gpt2) and experts are not covered.
+    """
+    return not _may_quantize(name, shape) or (len(shape) == 2 and _kind(name) in _COVERED_KINDS)
 
 
 def _output_type(default: QType, n_columns: int) -> QType:

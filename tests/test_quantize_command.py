@@ -96,3 +96,19 @@ def test_what_cannot_be_done_is_one_sentence(quant: str, tmp_path: Path, run: Ru
     assert result.returncode == 1
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["Error", "Next"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gguf_as_the_source(
+    checkpoint: Path, tmp_path: Path, run: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    convert(checkpoint, tmp_path / "tiny-f16.gguf", FILE_TYPES["f16"])
+    assert run("quantize", "tiny-f16.gguf", "--quant", "q4_k_m").returncode == 0
+    assert (tmp_path / "tiny-q4_k_m.gguf").exists()
+    again = run("quantize", "tiny-q4_k_m.gguf", "--quant", "q8_0", "-o", "again.gguf")
+    assert again.returncode == 1
+    assert "is quantized already" in again.stderr
+    assert "--requantize" in again.stderr
+    assert run("quantize", "tiny-q4_k_m.gguf", "--quant", "q8_0", "-o", "again.gguf", "--requantize").returncode == 0
+    itself = run("quantize", "tiny-f16.gguf", "--quant", "q8_0", "-o", "tiny-f16.gguf", "--force")
+    assert itself.returncode == 1

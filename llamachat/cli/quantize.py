@@ -27,12 +27,13 @@ def _print_types(wanted: bool) -> None:
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(help="A checkpoint directory.")],
+    source: Annotated[Path, typer.Argument(help="A checkpoint directory, or a GGUF file at F32, F16 or BF16.")],
     quant: Annotated[str, typer.Option(help="q4_k_m, q8_0, f16, …; all of them: --types.")],
     out_path: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to make; default: SOURCE-QUANT.gguf, here.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores this process may use.")] = None,
+    requantize: Annotated[bool, typer.Option("--requantize", help="Take a quantized GGUF; loses twice.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would come to, to the byte.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -47,12 +48,13 @@ def quantize(
       llamachat quantize ./my-fine-tune --quant q4_k_m
       llamachat quantize ./my-fine-tune --quant q8_0 -o my.gguf --threads 4
       llamachat quantize ./my-fine-tune --quant q4_k_m --dry-run
+      llamachat quantize ./model-f16.gguf --quant q5_k_m
       llamachat quantize --types
     """
     from llamachat.cli.progress import pull_progress
     from llamachat.models.conversion import QuantizeRequest, predict, run
 
-    request = QuantizeRequest(source, quant, out_path, threads, force)
+    request = QuantizeRequest(source, quant, out_path, threads, force, requantize)
     if dry_run:
         _say_prediction(predict(request), as_json)
         return

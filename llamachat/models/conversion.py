@@ -26,6 +26,7 @@ class QuantizeRequest:
     out_path: Path | None = None
     n_threads: int | None = None
     force: bool = False
+    requantize: bool = False
 
 
 @contextmanager
@@ -62,12 +63,18 @@ def _base_name(source: Path) -> str:
 def predict(request: QuantizeRequest) -> quantize.Prediction:
     """Return what `run` will make, without doing it. Raises `LlamachatError`."""
     with conversion_errors():
-        return quantize.predict(request.source, quantize.find_file_type(request.quant))
+        return quantize.predict(request.source, quantize.find_file_type(request.quant), requantize=request.requantize)
 
 
 def run(request: QuantizeRequest, progress: Callable[[int, int], None]) -> quantize.ConversionReport:
     """Convert and quantize; `progress` is called with (weights done, weights in all). Raises `LlamachatError`."""
     with conversion_errors():
         file_type = quantize.find_file_type(request.quant)
-        out_path = choose_out_path(request)
-        return quantize.convert(request.source, out_path, file_type, n_threads=request.n_threads, progress=progress)
+        return quantize.convert(
+            request.source,
+            choose_out_path(request),
+            file_type,
+            requantize=request.requantize,
+            n_threads=request.n_threads,
+            progress=progress,
+        )

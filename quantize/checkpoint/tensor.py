@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from quantize.errors import TensorError
 from quantize.ggml import Buffer, row_size
@@ -37,7 +37,7 @@ class TensorSource(Protocol):
 
     @property
     def qtype(self) -> GGMLQuantizationType:
-        """F32, F16 or BF16."""
+        """F32, F16 or BF16; from a GGUF file any other type as well."""
 
     @property
     def row_group(self) -> int:
@@ -62,7 +62,8 @@ class FileTensor:
     @property
     def size_bytes(self) -> int:
         """Bytes the tensor takes in its file."""
-        return count_elements(self.shape) * ITEM_SIZES[self.qtype]
+        block_size, type_size = GGML_QUANT_SIZES[self.qtype]
+        return count_elements(self.shape) // block_size * type_size
 
     def read_rows(self, first: int, n_rows: int, out: Buffer) -> None:
         """See `TensorSource`; a file that has become shorter since it was opened raises `TensorError`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -52,11 +53,13 @@ def write_f32_gguf(path: Path, shape: LlamaShape, weights: dict[str, np.ndarray]
     writer.close()
 
 
-def quantize_with_llama_cpp(source: Path, out: Path, ftype: int) -> None:
-    """`llama_model_quantize`, which is what the llama-quantize tool calls."""
+def quantize_with_llama_cpp(source: Path, out: Path, ftype: int, **changes: Any) -> None:
+    """`llama_model_quantize`, which is what the llama-quantize tool calls; `changes` are fields of its parameters."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = ftype
     params.nthread = 2
+    for name, value in changes.items():
+        setattr(params, name, value)
     assert llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)) == 0
 
 
