@@ -8,6 +8,7 @@ A library of its own: it knows nothing of the program around it.
 
 from __future__ import annotations
 
+from quantize.choices import Choices, parse_choices
 from quantize.errors import QuantizeError
 from quantize.header import Provenance
 from quantize.pipeline import ConversionReport, Prediction, check, convert, predict
@@ -16,6 +17,7 @@ from quantize.recipe import DEFAULT_FILE_TYPE, FILE_TYPES, FileType, find_file_t
 __all__ = [
     "DEFAULT_FILE_TYPE",
     "FILE_TYPES",
+    "Choices",
     "ConversionReport",
     "FileType",
     "Prediction",
@@ -24,5 +26,6 @@ __all__ = [
     "check",
     "convert",
     "find_file_type",
+    "parse_choices",
     "predict",
 ]

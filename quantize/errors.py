@@ -72,6 +72,14 @@ class UnknownFileType(QuantizeError):
         self.next_step = f"Choose one of: {', '.join(known)}."
 
 
+class BadTensorType(QuantizeError):
+    """A choice of tensor types that cannot be read, or that does not fit a tensor."""
+
+    def __init__(self, problem: str, next_step: str) -> None:
+        super().__init__(problem)
+        self.next_step = next_step
+
+
 class OutputError(QuantizeError):
     """The GGUF file could not be written, or did not survive being read back."""
 

@@ -13,6 +13,7 @@ from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGUFValue, GGUFValueType,
 
 from quantize import ggml
 from quantize.checkpoint.tensor import ITEM_SIZES, count_elements
+from quantize.choices import Choices
 from quantize.errors import CheckpointError, TensorError, UnsupportedWeights, shown
 from quantize.gguf_reader import GGUFContents
 from quantize.plan import Plan
@@ -21,7 +22,9 @@ from quantize.recipe import FileType, ModelTraits, QType, is_covered, llama_cpp_
 _SPLIT_KEYS = (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT)
 
 
-def plan_from_gguf(contents: GGUFContents, file_type: FileType, *, requantize: bool = False) -> Plan:
+def plan_from_gguf(
+    contents: GGUFContents, file_type: FileType, *, requantize: bool = False, choices: Choices | None = None
+) -> Plan:
     """Decide what becomes of each tensor; raise `QuantizeError` for a file that cannot be quantized."""
     architecture = contents.values.get(Keys.General.ARCHITECTURE)
     if not isinstance(architecture, str) or not architecture:
@@ -43,7 +46,7 @@ def plan_from_gguf(contents: GGUFContents, file_type: FileType, *, requantize: b
         traits = _traits(contents, architecture)
     else:
         traits = ModelTraits(1, 1, 1)  # not looked at
-    types = tensor_types(shapes, file_type, traits, stored=stored)
+    types = tensor_types(shapes, file_type, traits, stored=stored, choices=choices)
     _refuse_unreadable(contents, types)
     n_params = sum(count_elements(shape) for name, shape in shapes.items() if not name.startswith("rope_"))
     return Plan(architecture, _copy_header(contents, file_type), dict(sources), types, n_params)

@@ -24,6 +24,7 @@ from quantize.architectures import find_architecture
 from quantize.architectures.base import Architecture
 from quantize.checkpoint import Checkpoint, open_checkpoint, read_json
 from quantize.checkpoint.tensor import PermutedRows, TensorSource, count_elements
+from quantize.choices import Choices
 from quantize.errors import TensorError
 from quantize.from_gguf import plan_from_gguf
 from quantize.gguf_reader import open_gguf
@@ -74,6 +75,7 @@ def convert(
     file_type: FileType,
     *,
     requantize: bool = False,
+    choices: Choices | None = None,
     provenance: Provenance | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
@@ -81,12 +83,12 @@ def convert(
     """Convert and quantize `source` to the GGUF file `out_path` in one pass.
 
     `source` is the directory of a Hugging Face checkpoint, or a GGUF file, which keeps its header and may hold
-    quantized tensors only with `requantize`. `provenance` is for checkpoints.
+    quantized tensors only with `requantize`. `choices` change the mix. `provenance` is for checkpoints.
     `n_threads` defaults to the cores this process may use. Raises `QuantizeError`; whatever is raised,
     `out_path` is then as it was before.
     """
     started = time.monotonic()
-    with _planned(source, file_type, requantize, provenance) as plan:
+    with _planned(source, file_type, requantize, choices, provenance) as plan:
         with GGUFFile(out_path, plan.header, plan.tensors) as out:
             _quantize_all(plan, out, n_threads or _usable_cores(), progress)
             sha256 = out.publish()
@@ -99,10 +101,15 @@ def convert(
 
 
 def predict(
-    source: Path, file_type: FileType, *, requantize: bool = False, provenance: Provenance | None = None
+    source: Path,
+    file_type: FileType,
+    *,
+    requantize: bool = False,
+    choices: Choices | None = None,
+    provenance: Provenance | None = None,
 ) -> Prediction:
     """Return what `convert` with the same arguments will make, exact to the byte, without reading any weights."""
-    with _planned(source, file_type, requantize, provenance) as plan:
+    with _planned(source, file_type, requantize, choices, provenance) as plan:
         return _predict(plan, file_type, predict_size(plan.header, plan.tensors))
 
 
@@ -121,17 +128,23 @@ def check(directory: Path) -> None:
 
 
 @contextmanager
-def _planned(source: Path, file_type: FileType, requantize: bool, provenance: Provenance | None) -> Iterator[Plan]:
+def _planned(
+    source: Path,
+    file_type: FileType,
+    requantize: bool,
+    choices: Choices | None,
+    provenance: Provenance | None,
+) -> Iterator[Plan]:
     """Open `source` for the length of the context, and decide everything that can be decided before reading weights."""
     if source.is_file():
         with open_gguf(source) as contents:
-            yield plan_from_gguf(contents, file_type, requantize=requantize)
+            yield plan_from_gguf(contents, file_type, requantize=requantize, choices=choices)
         return
     with open_checkpoint(source) as checkpoint:
-        yield _plan(checkpoint, file_type, provenance)
+        yield _plan(checkpoint, file_type, choices, provenance)
 
 
-def _plan(checkpoint: Checkpoint, file_type: FileType, provenance: Provenance | None) -> Plan:
+def _plan(checkpoint: Checkpoint, file_type: FileType, choices: Choices | None, provenance: Provenance | None) -> Plan:
     architecture = find_architecture(checkpoint.config, checkpoint.directory / "config.json")
     sources = _match_tensors(checkpoint, architecture)
     n_params = sum(count_elements(source.shape) for source in sources.values())
@@ -142,7 +155,7 @@ def _plan(checkpoint: Checkpoint, file_type: FileType, provenance: Provenance | 
         architecture=architecture.gguf_name,
         header=build_header(checkpoint, architecture, vocabulary, file_type, n_params, provenance),
         sources=sources,
-        types=tensor_types(shapes, file_type, architecture.traits),
+        types=tensor_types(shapes, file_type, architecture.traits, choices=choices),
         n_params=n_params,
     )
 

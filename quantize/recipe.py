@@ -8,12 +8,14 @@ Pure functions over names and shapes: no weights, no files.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
-from quantize.errors import UnknownFileType
+from quantize.choices import Choices
+from quantize.errors import BadTensorType, UnknownFileType
 
 QType = GGMLQuantizationType
 
@@ -97,6 +99,7 @@ def tensor_types(
     traits: ModelTraits,
     *,
     stored: Mapping[str, QType] | None = None,
+    choices: Choices | None = None,
 ) -> dict[str, QType]:
     """Choose the type of every tensor.
 
@@ -106,21 +109,37 @@ def tensor_types(
     tied = "output.weight" not in shapes
     n_attn_v = sum(_kind(name) == "attn_v" for name in shapes)
     types: dict[str, QType] = {}
-    i_attn_v = 0
+    choices = choices or Choices()
+    n_mixed: Counter[str] = Counter()  # as in llama.cpp, tensors whose type was chosen do not count
     for name in sorted(shapes, key=llama_cpp_order):
         kind, n_columns = _kind(name), shapes[name][-1]
         if not _may_quantize(name, shapes[name]):
             types[name] = stored[name] if stored else QType.F32
+        elif (chosen := _chosen_outright(name, n_columns, choices)) is not None:
+            types[name] = chosen
         elif not file_type.is_quantized:
             types[name] = file_type.default
+        elif (override := choices.override(name)) is not None:
+            types[name] = _fit_columns(override, n_columns)
+        elif choices.pure:
+            types[name] = _fit_columns(file_type.default, n_columns)
         elif name == "output.weight" or (tied and name == "token_embd.weight"):
-            types[name] = _fit_columns(_output_type(file_type.default, n_columns), n_columns)
+            types[name] = _fit_columns(choices.output_type or _output_type(file_type.default, n_columns), n_columns)
         else:
-            i, n = (i_attn_v, n_attn_v) if kind == "attn_v" else (llama_cpp_order(name)[0], traits.n_layer)
-            place = _Place(i, n, traits.n_head // traits.n_head_kv)
+            n = n_attn_v if kind == "attn_v" else traits.n_layer
+            place = _Place(n_mixed[kind], n, traits.n_head // traits.n_head_kv)
             types[name] = _fit_columns(_mixed_type(file_type, kind, place, traits), n_columns)
-        i_attn_v += kind == "attn_v"
+            n_mixed[kind] += 1
     return types
+
+
+def _chosen_outright(name: str, n_columns: int, choices: Choices) -> QType | None:
+    """The type chosen for the embeddings or the output, which has to fit as it is."""
+    wanted = {"token_embd.weight": choices.embedding_type, "output.weight": choices.output_type}.get(name)
+    if wanted is not None and n_columns % GGML_QUANT_SIZES[wanted][0]:
+        problem = f"{name} cannot be {wanted.name}: its rows of {n_columns} are not whole blocks."
+        raise BadTensorType(problem, "Choose a type with blocks of 32, such as q8_0, or f16.")
+    return wanted
 
 
 def _kind(name: str) -> str:

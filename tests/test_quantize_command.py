@@ -112,3 +112,13 @@ def test_a_gguf_as_the_source(
     assert run("quantize", "tiny-q4_k_m.gguf", "--quant", "q8_0", "-o", "again.gguf", "--requantize").returncode == 0
     itself = run("quantize", "tiny-f16.gguf", "--quant", "q8_0", "-o", "tiny-f16.gguf", "--force")
     assert itself.returncode == 1
+
+
+def test_types_chosen_on_the_command_line(checkpoint: Path, run: RunCommand) -> None:
+    dry = ("quantize", checkpoint, "--quant", "q4_k_m", "--dry-run", "--json")
+    chosen = ("--tensor-type", "attn_[kv]=q8_0", "--tensor-type", "ffn=q4_0", "--output-type", "f16")
+    made = json.loads(run(*dry, *chosen).stdout)
+    assert made["tensor_types"] == {"Q4_0": 6, "F32": 5, "Q4_K": 5, "Q8_0": 4, "F16": 1}
+    refused = run(*dry, "--tensor-type", "attn_v=q9")
+    assert refused.returncode == 1
+    assert "q9" in refused.stderr

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 
-from quantize import FILE_TYPES, QuantizeError, convert, predict
+from quantize import FILE_TYPES, QuantizeError, convert, parse_choices, predict
 from support.checkpoints import LlamaShape, write_random_checkpoint
 from support.llama_cpp_oracle import quantize_with_llama_cpp, read_tensors, write_f32_gguf
 
@@ -167,3 +169,53 @@ def test_not_a_number_is_refused_by_name(tmp_path: Path) -> None:
     write_f32_gguf(tmp_path / "in.gguf", SMALL, weights)
     with pytest.raises(QuantizeError, match=r"blk\.0\.ffn_up\.weight holds NaN"):
         convert(tmp_path / "in.gguf", tmp_path / "out.gguf", FILE_TYPES["q8_0"])
+
+
+# --- types chosen by hand -----------------------------------------------------------------------------------
+
+CHOICES = {
+    "patterns": {"tensor_types": [r"attn_[kv]=q8_0", "attn_v=f16", r"blk\.[02]\.ffn_down=Q4_0"]},
+    "some of the layers that count": {"tensor_types": [r"blk\.[0-3]\.attn_v=q5_1", "blk.1.ffn_down=q3_k"]},
+    "output": {"output_type": "q4_0"},
+    "embeddings": {"embedding_type": "f16"},
+    "pure": {"pure": True},
+    "all at once": {
+        "pure": True, "output_type": "f32", "embedding_type": "bf16", "tensor_types": ["token_embd|output=q5_0"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("source", ["deep-bf16", "narrow-f32"])
+def test_chosen_types_are_llama_cpps(source: str, choices: dict, sources: Path, tmp_path: Path) -> None:
+    parsed = parse_choices(**choices)
+    overrides = (llama_cpp.llama_model_tensor_override * (len(parsed.overrides) + 1))()
+    for slot, (pattern, qtype) in zip(overrides, parsed.overrides, strict=False):
+        slot.pattern, slot.type = pattern.pattern.encode(), qtype
+    changes = {
+        "pure": parsed.pure,
+        "tt_overrides": ctypes.cast(overrides, ctypes.POINTER(llama_cpp.llama_model_tensor_override)),
+    }
+    if parsed.output_type is not None:
+        changes["output_tensor_type"] = parsed.output_type
+    if parsed.embedding_type is not None:
+        changes["token_embedding_type"] = parsed.embedding_type
+    for quant in ("q4_k_m", "q4_k_s", "f16"):
+        path = sources / f"{source}.gguf"
+        quantize_with_llama_cpp(path, tmp_path / "theirs.gguf", FILE_TYPES[quant].ftype, **changes)
+        convert(path, tmp_path / "ours.gguf", FILE_TYPES[quant], choices=parsed)
+        assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["attn_v", "=q8_0", "attn_v=", "attn_v=q9", "(=q8_0", "attn_v=iq1_s"])
+def test_what_is_no_choice(text: str) -> None:
+    with pytest.raises(QuantizeError):
+        parse_choices([text])
+
+
+def test_a_type_that_does_not_fit_is_refused(sources: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match=r"token_embd\.weight cannot be Q4_K"):
+        convert(
+            sources / "narrow-f32.gguf", tmp_path / "out.gguf", FILE_TYPES["q8_0"],
+            choices=parse_choices(embedding_type="q4_k"),
+        )  # fmt: skip

@@ -34,6 +34,12 @@ def quantize(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores this process may use.")] = None,
     requantize: Annotated[bool, typer.Option("--requantize", help="Take a quantized GGUF; loses twice.")] = False,
+    tensor_type: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=TYPE", help="Tensors with PATTERN in the name; repeatable.")
+    ] = None,
+    output_type: Annotated[str | None, typer.Option(help="The type of the output matrix.")] = None,
+    embedding_type: Annotated[str | None, typer.Option(help="The type of the embeddings.")] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="One type for all tensors instead of a mix.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would come to, to the byte.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -49,12 +55,15 @@ def quantize(
       llamachat quantize ./my-fine-tune --quant q8_0 -o my.gguf --threads 4
       llamachat quantize ./my-fine-tune --quant q4_k_m --dry-run
       llamachat quantize ./model-f16.gguf --quant q5_k_m
+      llamachat quantize ./model-f16.gguf --quant q4_k_m --tensor-type 'attn_[kv]=q8_0' --output-type q8_0
       llamachat quantize --types
     """
     from llamachat.cli.progress import pull_progress
     from llamachat.models.conversion import QuantizeRequest, predict, run
 
-    request = QuantizeRequest(source, quant, out_path, threads, force, requantize)
+    request = QuantizeRequest(
+        source, quant, out_path, threads, force, requantize, tensor_type or (), output_type, embedding_type, pure
+    )
     if dry_run:
         _say_prediction(predict(request), as_json)
         return

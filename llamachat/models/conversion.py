@@ -5,7 +5,7 @@ The store is not touched: `models.pull` puts models there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,10 @@ class QuantizeRequest:
     n_threads: int | None = None
     force: bool = False
     requantize: bool = False
+    tensor_types: Sequence[str] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
+    pure: bool = False
 
 
 @contextmanager
@@ -60,10 +64,19 @@ def _base_name(source: Path) -> str:
     return base if base and number_format.lower() in ("f32", "f16", "bf16") else source.stem
 
 
+def _choices(request: QuantizeRequest) -> quantize.Choices:
+    return quantize.parse_choices(request.tensor_types, request.output_type, request.embedding_type, request.pure)
+
+
 def predict(request: QuantizeRequest) -> quantize.Prediction:
     """Return what `run` will make, without doing it. Raises `LlamachatError`."""
     with conversion_errors():
-        return quantize.predict(request.source, quantize.find_file_type(request.quant), requantize=request.requantize)
+        return quantize.predict(
+            request.source,
+            quantize.find_file_type(request.quant),
+            requantize=request.requantize,
+            choices=_choices(request),
+        )
 
 
 def run(request: QuantizeRequest, progress: Callable[[int, int], None]) -> quantize.ConversionReport:
@@ -75,6 +88,7 @@ def run(request: QuantizeRequest, progress: Callable[[int, int], None]) -> quant
             choose_out_path(request),
             file_type,
             requantize=request.requantize,
+            choices=_choices(request),
             n_threads=request.n_threads,
             progress=progress,
         )
