@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf import GGML_QUANT_VERSION, GGUFType, GGUFWriter, Keys, size_label
+from gguf import GGML_QUANT_VERSION, GGUFType, GGUFWriter, Keys
 
 from quantize.architectures.base import Architecture
 from quantize.checkpoint import Checkpoint, read_json
@@ -40,14 +40,14 @@ def build_header(
     architecture: Architecture,
     vocabulary: Vocabulary,
     file_type: FileType,
-    n_params: int,
+    size_label: str,
     provenance: Provenance | None,
 ) -> GGUFWriter:
     """Return a writer that holds the whole header; the tensors are still to be added."""
     writer = GGUFWriter(None, architecture.gguf_name)
     writer.add_type(GGUFType.MODEL)
     _add_provenance(writer, provenance or Provenance(_printable(checkpoint.directory.resolve().name)))
-    writer.add_size_label(size_label(n_params, 0, 0, 0))
+    writer.add_size_label(size_label)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_file_type(file_type.ftype)
     _add_sampling(writer, checkpoint)

@@ -11,19 +11,21 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+from gguf import size_label
 
 from quantize import ggml
 from quantize.architectures import find_architecture
-from quantize.architectures.base import Architecture
+from quantize.architectures.base import Architecture, ExpectedTensor
 from quantize.checkpoint import Checkpoint, open_checkpoint, read_json
-from quantize.checkpoint.tensor import PermutedRows, TensorSource, count_elements
+from quantize.checkpoint.tensor import PermutedRows, StackedRows, TensorSource, count_elements, origin
 from quantize.choices import Choices
 from quantize.errors import TensorError
 from quantize.from_gguf import plan_from_gguf
@@ -151,13 +153,20 @@ def _plan(checkpoint: Checkpoint, file_type: FileType, choices: Choices | None, 
     sources.update(architecture.computed_tensors())
     shapes = {name: source.shape for name, source in sources.items()}
     vocabulary = read_vocabulary(checkpoint.directory, architecture.n_vocab)
+    label = _size_label(sources, n_params, architecture.traits.n_expert)
     return Plan(
         architecture=architecture.gguf_name,
-        header=build_header(checkpoint, architecture, vocabulary, file_type, n_params, provenance),
+        header=build_header(checkpoint, architecture, vocabulary, file_type, label, provenance),
         sources=sources,
         types=tensor_types(shapes, file_type, architecture.traits, choices=choices),
         n_params=n_params,
     )
+
+
+def _size_label(sources: Mapping[str, TensorSource], n_params: int, n_expert: int) -> str:
+    """How people call the size: 7B, or 8x7B with eight experts."""
+    n_expert_params = sum(count_elements(s.shape) for s in sources.values() if isinstance(s, StackedRows))
+    return size_label(n_params, n_params - n_expert_params, n_expert_params // max(1, n_expert), n_expert)
 
 
 def _match_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, TensorSource]:
@@ -165,18 +174,32 @@ def _match_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[s
     sources: dict[str, TensorSource] = {}
     left_over = dict(checkpoint.tensors)
     for expected in architecture.expected_tensors():
-        tensor = left_over.pop(expected.hf_name, None)
-        if tensor is None:
-            raise TensorError(checkpoint.directory, expected.hf_name, "is missing")
-        if tensor.shape != expected.shape:
-            problem = f"has shape {list(tensor.shape)}, but config.json promises {list(expected.shape)}"
-            raise TensorError(tensor.path, tensor.name, problem)
-        heads = expected.permute_heads
-        sources[expected.gguf_name] = PermutedRows(tensor, heads) if heads else tensor
+        found: list[TensorSource] = []
+        for name in expected.hf_names:
+            tensor = left_over.pop(name, None)
+            if tensor is None:
+                raise TensorError(checkpoint.directory, name, "is missing")
+            if tensor.shape != expected.shape:
+                problem = f"has shape {list(tensor.shape)}, but config.json promises {list(expected.shape)}"
+                raise TensorError(tensor.path, tensor.name, problem)
+            found.append(tensor)
+        sources[expected.gguf_name] = _in_order(expected, found)
     for name, tensor in left_over.items():
         if not architecture.is_redundant(name):
             raise TensorError(tensor.path, name, "is not part of this architecture")
     return sources
+
+
+def _in_order(expected: ExpectedTensor, tensors: Sequence[TensorSource]) -> TensorSource:
+    """The tensors of the checkpoint as the one that goes into the GGUF."""
+    first, heads = tensors[0], expected.permute_heads
+    if expected.n_expert is None:
+        return PermutedRows(first, heads) if heads else first
+    for tensor in tensors:
+        if tensor.qtype != first.qtype:
+            problem = f"is stored as {tensor.qtype.name}, but {first.name} as {first.qtype.name}"
+            raise TensorError(tensor.path, tensor.name, problem)
+    return StackedRows(expected.hf_name.format("*"), tuple(tensors))
 
 
 def _quantize_all(plan: Plan, out: GGUFFile, n_threads: int, progress: Progress | None) -> None:
@@ -228,12 +251,14 @@ class _BlockQueue:
 
 
 def _blocks(sources: Mapping[str, TensorSource]) -> Iterator[_Block]:
+    """Cut all tensors; a block never reaches from one expert into the next."""
     for name, source in sources.items():
-        n_rows, n_columns = count_elements(source.shape[:-1]), source.shape[-1]
+        n_matrices = count_elements(source.shape[:-2])
+        n_rows, n_columns = count_elements(source.shape[:-1]) // n_matrices, source.shape[-1]
         groups = max(1, _BLOCK_ELEMENTS // (n_columns * source.row_group))
         step = groups * source.row_group
-        for first in range(0, n_rows, step):
-            yield _Block(name, first, min(step, n_rows - first))
+        for i_matrix, first in product(range(n_matrices), range(0, n_rows, step)):
+            yield _Block(name, i_matrix * n_rows + first, min(step, n_rows - first))
 
 
 def _work(queue: _BlockQueue, plan: Plan, out: GGUFFile) -> None:
@@ -251,7 +276,7 @@ def _quantize_block(source: TensorSource, qtype: QType, block: _Block, buffers: 
     raw = buffers.take("raw", block.n_rows * ggml.row_size(source.qtype, n_columns))
     source.read_rows(block.first_row, block.n_rows, raw)
     if not ggml.is_finite(raw, source.qtype):
-        raise TensorError(source.path, source.name, "holds NaN or infinite values")
+        raise TensorError(*origin(source, block.first_row), "holds NaN or infinite values")
     if qtype == source.qtype:
         return raw
     if source.qtype == QType.F32:
@@ -262,7 +287,7 @@ def _quantize_block(source: TensorSource, qtype: QType, block: _Block, buffers: 
     quantized = buffers.take("quantized", block.n_rows * ggml.row_size(qtype, n_columns))
     ggml.quantize_rows(rows.reshape(block.n_rows, n_columns), qtype, quantized)
     if not ggml.is_finite(quantized, qtype):
-        raise TensorError(source.path, source.name, f"holds values too large for {qtype.name}")
+        raise TensorError(*origin(source, block.first_row), f"holds values too large for {qtype.name}")
     return quantized
 
 

@@ -86,6 +86,7 @@ class ModelTraits:
     n_layer: int
     n_head: int
     n_head_kv: int
+    n_expert: int = 0
 
     @property
     def is_70b(self) -> bool:
@@ -143,8 +144,8 @@ def _chosen_outright(name: str, n_columns: int, choices: Choices) -> QType | Non
 
 
 def _kind(name: str) -> str:
-    """Return what a tensor is, whatever its layer, such as attn_v or ffn_down."""
-    return name.removesuffix(".weight").rpartition(".")[2]
+    """Return what a tensor is, whatever its layer and number of experts, such as attn_v or ffn_down."""
+    return name.removesuffix(".weight").rpartition(".")[2].removesuffix("_exps")
 
 
 def llama_cpp_order(name: str) -> tuple[int, str]:
@@ -247,7 +248,21 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
 """For each mix, which tensors get another type than the main one; the first rule that holds counts."""
 
 
+_EIGHT_EXPERTS_Q5_K = frozenset({"q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs"})
+
+
+def _attention_of_eight_experts(file_type: FileType, kind: str) -> QType | None:
+    """Next to eight feed-forward nets the attention is small, so more bits cost little; None leaves the type."""
+    if kind in ("attn_v", "attn_k"):
+        return QType.Q8_0
+    if kind == "attn_output":
+        return QType.Q5_K if file_type.name in _EIGHT_EXPERTS_Q5_K else file_type.default
+    return None
+
+
 def _mixed_type(file_type: FileType, kind: str, place: _Place, traits: ModelTraits) -> QType:
+    if traits.n_expert == 8 and (qtype := _attention_of_eight_experts(file_type, kind)) is not None:
+        return qtype
     chosen = file_type.default
     for rule_kind, holds, qtype in _RULES.get(file_type.name, ()):
         if rule_kind == kind and holds(place):

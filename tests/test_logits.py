@@ -52,6 +52,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear scaling": ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     "wide heads, tied": ("Llama", {"head_dim": 32, "tie_word_embeddings": True}),
     "Mistral": ("Mistral", {"sliding_window": 4096}),
+    "Mixtral": ("Mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}),
+    "Mixtral, 3 of 4": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 3, "rope_theta": 1000000.0}),
     "Qwen2": ("Qwen2", {"rope_theta": 1000000.0}),
     "Qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
     "Qwen3": ("Qwen3", {"head_dim": 32, "rope_theta": 1000000.0}),

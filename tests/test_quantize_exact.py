@@ -18,10 +18,17 @@ SHAPES = {
     "grouped-query, tied": LlamaShape(n_vocab=600, n_embd=256, n_ff=512, n_layer=4, n_head=8, n_head_kv=2, tied=True),
     "576 columns, tied": LlamaShape(n_vocab=600, n_embd=576, n_ff=768, n_layer=2, n_head=9, n_head_kv=3, tied=True),
     "576 columns": LlamaShape(n_vocab=600, n_embd=576, n_ff=768, n_layer=1, n_head=9, n_head_kv=3),
+    "eight experts": LlamaShape(n_vocab=600, n_embd=256, n_ff=256, n_layer=3, n_head=4, n_head_kv=2, n_expert=8),
+    "four experts, 96 columns": LlamaShape(
+        n_vocab=600, n_embd=96, n_ff=288, n_layer=2, n_head=4, n_head_kv=1, n_expert=4, n_expert_used=3
+    ),
     "no multiple of 32": LlamaShape(n_vocab=600, n_embd=144, n_ff=400, n_layer=2, n_head=4, n_head_kv=2),
 }
 DEEP_SHAPES = {
     "32 layers": LlamaShape(n_vocab=600, n_embd=256, n_ff=256, n_layer=32, n_head=4, n_head_kv=1, head_dim=8),
+    "16 layers, experts": LlamaShape(
+        n_vocab=600, n_embd=256, n_ff=256, n_layer=16, n_head=4, n_head_kv=1, head_dim=8, n_expert=8
+    ),
     "80 layers, the 65B": LlamaShape(n_vocab=600, n_embd=256, n_ff=256, n_layer=80, n_head=2, n_head_kv=2, head_dim=8),
     "80 layers, the 70B": LlamaShape(n_vocab=600, n_embd=256, n_ff=256, n_layer=80, n_head=4, n_head_kv=2, head_dim=8),
 }

@@ -11,10 +11,11 @@ from typing import Any
 
 from quantize.architectures.base import Architecture
 from quantize.architectures.llama import Llama
+from quantize.architectures.mixtral import Mixtral
 from quantize.architectures.qwen import Qwen2, Qwen3
 from quantize.errors import UnsupportedArchitecture, shown
 
-ARCHITECTURES: tuple[type[Architecture], ...] = (Llama, Qwen2, Qwen3)
+ARCHITECTURES: tuple[type[Architecture], ...] = (Llama, Mixtral, Qwen2, Qwen3)
 
 
 def find_architecture(config: Mapping[str, Any], config_path: Path) -> Architecture:

@@ -30,13 +30,24 @@ class HeaderValue:
 
 @dataclass(frozen=True)
 class ExpectedTensor:
-    """A tensor the config promises: its name there, its name in GGUF, its shape, and how its rows are ordered."""
+    """A tensor the config promises: its name there, its name in GGUF, its shape, and how its rows are ordered.
+
+    Where the checkpoint has one tensor an expert and GGUF one for all, this is the promise of all of them: `hf_name`
+    has `{}` in place of the expert's number, and `shape` is that of each.
+    """
 
     hf_name: str
     gguf_name: str
     shape: tuple[int, ...]
     permute_heads: int | None = None
     """Number of heads whose rows are interleaved for ggml's RoPE; None leaves the rows as they are."""
+    n_expert: int | None = None
+    """Number of tensors in the checkpoint that are stacked into this one; None if it is one there, too."""
+
+    @property
+    def hf_names(self) -> list[str]:
+        """The names in the checkpoint: one, or one an expert."""
+        return [self.hf_name] if self.n_expert is None else [self.hf_name.format(i) for i in range(self.n_expert)]
 
 
 class Architecture(ABC):

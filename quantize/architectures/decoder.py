@@ -7,7 +7,7 @@ for the GGUF side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,16 @@ class Decoder(Architecture):
             ExpectedTensor(f"{hf}.input_layernorm.weight", f"{gguf}.attn_norm.weight", vector),
             *self._attention(f"{hf}.self_attn", gguf),
             ExpectedTensor(f"{hf}.post_attention_layernorm.weight", f"{gguf}.ffn_norm.weight", vector),
+            *self._feed_forward(hf, gguf),
+        ]
+
+    def _feed_forward(self, hf: str, gguf: str) -> Iterable[ExpectedTensor]:
+        """The feed-forward net of one layer, whose tensors' names start with `hf` and `gguf`."""
+        return (
             ExpectedTensor(f"{hf}.mlp.gate_proj.weight", f"{gguf}.ffn_gate.weight", (self.n_ff, self.n_embd)),
             ExpectedTensor(f"{hf}.mlp.up_proj.weight", f"{gguf}.ffn_up.weight", (self.n_ff, self.n_embd)),
             ExpectedTensor(f"{hf}.mlp.down_proj.weight", f"{gguf}.ffn_down.weight", (self.n_embd, self.n_ff)),
-        ]
+        )
 
     def _attention(self, hf: str, gguf: str) -> Iterator[ExpectedTensor]:
         n_q, n_kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim

@@ -20,7 +20,7 @@ class Llama(Decoder):
     """`LlamaForCausalLM`, `MistralForCausalLM` → `llama`."""
 
     gguf_name = "llama"
-    hf_names = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM")
+    hf_names: tuple[str, ...] = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM")
     permutes = True
     rope_types = (*Decoder.rope_types, "llama3")
 

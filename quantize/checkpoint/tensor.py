@@ -148,6 +148,58 @@ class PermutedRows:
         np.copyto(out[:size].reshape(grouped.shape[0], self.row_group // 2, 2, n_row_bytes), grouped.swapaxes(1, 2))
 
 
+@dataclass(frozen=True)
+class StackedRows:
+    """Tensors of one shape and format, one behind the other as one tensor with one more dimension: the experts.
+
+    `name` says which ones they are; where there is trouble with one of them, `origin` knows its own.
+    """
+
+    name: str
+    parts: tuple[TensorSource, ...]
+
+    @property
+    def path(self) -> Path:
+        """See `TensorSource`."""
+        return self.parts[0].path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of tensors, then the shape of each."""
+        return (len(self.parts), *self.parts[0].shape)
+
+    @property
+    def qtype(self) -> GGMLQuantizationType:
+        """See `TensorSource`."""
+        return self.parts[0].qtype
+
+    @property
+    def row_group(self) -> int:
+        """See `TensorSource`."""
+        return 1
+
+    @property
+    def n_part_rows(self) -> int:
+        """Rows of each tensor."""
+        return count_elements(self.parts[0].shape[:-1])
+
+    def read_rows(self, first: int, n_rows: int, out: Buffer) -> None:
+        """See `TensorSource`; the rows may belong to several of the tensors."""
+        n_row_bytes = row_size(self.qtype, self.shape[-1])
+        while n_rows:
+            i_part, i_row = divmod(first, self.n_part_rows)
+            n_here = min(n_rows, self.n_part_rows - i_row)
+            self.parts[i_part].read_rows(i_row, n_here, out[: n_here * n_row_bytes])
+            first, n_rows, out = first + n_here, n_rows - n_here, out[n_here * n_row_bytes :]
+
+
+def origin(source: TensorSource, row: int) -> tuple[Path, str]:
+    """File and name of the tensor in the checkpoint that has this row of `source`, for error messages."""
+    if isinstance(source, StackedRows):
+        source = source.parts[row // source.n_part_rows]
+    return source.path, source.name
+
+
 def count_elements(shape: tuple[int, ...]) -> int:
     """Product of the dimensions, in Python's unbounded integers: shapes come from files."""
     n_elements = 1

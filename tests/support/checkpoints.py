@@ -152,6 +152,8 @@ class LlamaShape:
     tied: bool = False
     rope_scaling: Json | None = None
     head_dim: int | None = None
+    n_expert: int | None = None
+    n_expert_used: int = 2
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's Hugging Face name and shape, in the order of the model."""
@@ -167,14 +169,22 @@ class LlamaShape:
                 prefix + "self_attn.v_proj.weight": (d_kv, self.n_embd),
                 prefix + "self_attn.o_proj.weight": (self.n_embd, d_q),
                 prefix + "post_attention_layernorm.weight": (self.n_embd,),
-                prefix + "mlp.gate_proj.weight": (self.n_ff, self.n_embd),
-                prefix + "mlp.up_proj.weight": (self.n_ff, self.n_embd),
-                prefix + "mlp.down_proj.weight": (self.n_embd, self.n_ff),
             }
+            shapes |= self._feed_forward_shapes(prefix)
         shapes["model.norm.weight"] = (self.n_embd,)
         if not self.tied:
             shapes["lm_head.weight"] = (self.n_vocab, self.n_embd)
         return shapes
+
+    def _feed_forward_shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        inner, outer = (self.n_ff, self.n_embd), (self.n_embd, self.n_ff)
+        if self.n_expert is None:
+            names = {"gate_proj": inner, "up_proj": inner, "down_proj": outer}
+            return {f"{prefix}mlp.{name}.weight": shape for name, shape in names.items()}
+        experts = product(range(self.n_expert), {"w1": inner, "w2": outer, "w3": inner}.items())
+        return {f"{prefix}block_sparse_moe.gate.weight": (self.n_expert, self.n_embd)} | {
+            f"{prefix}block_sparse_moe.experts.{i}.{name}.weight": shape for i, (name, shape) in experts
+        }
 
     def config(self, dtype: Dtype, *, bos_id: int | None = 1, eos_id: int | None = 2) -> Json:
         """The config.json of this model."""
@@ -204,6 +214,13 @@ class LlamaShape:
             "use_cache": True,
             "vocab_size": self.n_vocab,
         }
+        if self.n_expert is not None:
+            config |= {
+                "architectures": ["MixtralForCausalLM"],
+                "model_type": "mixtral",
+                "num_local_experts": self.n_expert,
+                "num_experts_per_tok": self.n_expert_used,
+            }
         return config | ({} if self.head_dim is None else {"head_dim": self.head_dim})
 
 

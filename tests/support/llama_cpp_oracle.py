@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ _LAYER_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.experts.w1": "ffn_gate_exps",
+    "block_sparse_moe.experts.w2": "ffn_down_exps",
+    "block_sparse_moe.experts.w3": "ffn_up_exps",
 }
 
 
@@ -45,7 +50,10 @@ def write_f32_gguf(path: Path, shape: LlamaShape, weights: dict[str, np.ndarray]
         writer.add_value_length(shape.head_dim)
     writer.add_vocab_size(shape.n_vocab)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for name, values in weights.items():
+    if shape.n_expert:
+        writer.add_expert_count(shape.n_expert)
+        writer.add_expert_used_count(shape.n_expert_used)
+    for name, values in _stack_experts(weights).items():
         writer.add_tensor(_gguf_name(name), _permute(name, values, shape).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -69,6 +77,14 @@ def read_tensors(path: Path) -> Tensors:
         tensor.name: (tensor.tensor_type, tuple(int(n) for n in tensor.shape), tensor.data.tobytes())
         for tensor in gguf.GGUFReader(path).tensors
     }
+
+
+def _stack_experts(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One tensor for all experts of a layer, named without their numbers."""
+    stacks: dict[str, list[np.ndarray]] = {}
+    for name, values in weights.items():
+        stacks.setdefault(re.sub(r"\.experts\.\d+\.", ".experts.", name), []).append(values)
+    return {name: np.stack(values) if ".experts." in name else values[0] for name, values in stacks.items()}
 
 
 def _gguf_name(hf_name: str) -> str:

@@ -1,0 +1,74 @@
+"""What is particular to a mixture of experts: counts in the header, damage told by the expert's own name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from quantize import FILE_TYPES, QuantizeError, convert
+from support.checkpoints import (
+    LlamaShape,
+    Tensor,
+    write_random_checkpoint,
+    write_safetensors,
+)
+
+SHAPE = LlamaShape(n_vocab=600, n_embd=64, n_ff=96, n_layer=2, n_head=4, n_head_kv=2, n_expert=4)
+DAMAGED = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
+
+
+def test_header_of_experts(small_tokenizer: Path, tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path, SHAPE, tokenizer=small_tokenizer)
+    path = convert(tmp_path, tmp_path / "out.gguf", FILE_TYPES["q8_0"]).path
+    reader = gguf.GGUFReader(path)
+    header = {key: field.contents() for key, field in reader.fields.items()}
+    assert (header["llama.expert_count"], header["llama.expert_used_count"]) == (4, 2)
+    assert header["general.size_label"] == "4x139K"
+    shapes = {tensor.name: tuple(tensor.shape[::-1]) for tensor in reader.tensors}
+    assert shapes["blk.1.ffn_gate_exps.weight"] == shapes["blk.1.ffn_up_exps.weight"] == (4, 96, 64)
+    assert shapes["blk.1.ffn_down_exps.weight"] == (4, 64, 96)
+    router = next(tensor for tensor in reader.tensors if tensor.name == "blk.0.ffn_gate_inp.weight")
+    assert router.tensor_type == gguf.GGMLQuantizationType.F32
+
+
+def _rewrite(directory: Path, weights: dict[str, np.ndarray], damaged: Tensor | None) -> None:
+    tensors = {name: Tensor.rounded(values, "BF16") for name, values in weights.items()}
+    del tensors[DAMAGED]
+    write_safetensors(directory / "model.safetensors", tensors | ({DAMAGED: damaged} if damaged else {}))
+
+
+@pytest.mark.parametrize(
+    ("damaged", "problem"),
+    [
+        (None, "is missing"),
+        (Tensor.rounded(np.ones((96, 32), np.float32), "BF16"), "has shape"),
+        (Tensor.rounded(np.ones((96, 64), np.float32), "F16"), "is stored as F16, but .* as BF16"),
+        (Tensor.rounded(np.full((96, 64), np.nan, np.float32), "BF16"), "holds NaN"),
+    ],
+    ids=["missing", "shape", "format", "NaN"],
+)
+def test_damage_is_told_by_the_experts_own_name(
+    damaged: Tensor | None, problem: str, small_tokenizer: Path, tmp_path: Path
+) -> None:
+    weights = write_random_checkpoint(tmp_path, SHAPE, tokenizer=small_tokenizer)
+    _rewrite(tmp_path, weights, damaged)
+    with pytest.raises(QuantizeError, match=rf"{DAMAGED} {problem}"):
+        convert(tmp_path, tmp_path / "out.gguf", FILE_TYPES["q8_0"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_local_experts": 1}, {"num_local_experts": 2000}, {"num_experts_per_tok": 5}, {"num_local_experts": "8"}],
+    ids=str,
+)
+def test_impossible_numbers_of_experts(change: dict[str, Any], small_tokenizer: Path, tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path, SHAPE, tokenizer=small_tokenizer)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(QuantizeError, match=r"config\.json"):
+        convert(tmp_path, tmp_path / "out.gguf", FILE_TYPES["q8_0"])
