@@ -396,6 +396,28 @@ def test_add_prefix_space_is_what_the_checkpoint_says(add_prefix_space: bool, tm
     assert first.startswith("▁") == add_prefix_space
 
 
+def test_infill_tokens_of_code_llama(tmp_path: Path) -> None:
+    """Its vocabulary: the 32000 of Llama 2, seven more, the four infill tokens, and five more."""
+    marks = ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
+    _write_sentencepiece(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({mark: 32007 + i for i, mark in enumerate(marks)}))
+    path = _convert(tmp_path, 32016)
+    header = _read_header(path)
+    names = ("fim_pre", "fim_suf", "fim_mid", "eot")
+    assert [header[f"ggml.{name}_token_id"] for name in names] == [32007, 32008, 32009, 32010]
+    with _open(path) as vocab:
+        assert llama_cpp.llama_vocab_n_tokens(vocab) == 32016
+        assert llama_cpp.llama_vocab_fim_pre(vocab) == 32007
+        assert llama_cpp.llama_vocab_fim_suf(vocab) == 32008
+        assert llama_cpp.llama_vocab_fim_mid(vocab) == 32009
+        assert llama_cpp.llama_vocab_is_eog(vocab, 32010)
+
+
+def test_other_vocabularies_have_no_infill_tokens(tmp_path: Path) -> None:
+    header = _read_header(_convert(_write_sentencepiece(tmp_path), N_SPM))
+    assert not {"ggml.fim_pre_token_id", "ggml.eot_token_id"} & header.keys()
+
+
 # --- what is refused because the ids would differ -----------------------------------------------------------
 
 

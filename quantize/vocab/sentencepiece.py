@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from gguf import SpecialVocab, TokenType
+from gguf import Keys, SpecialVocab, TokenType
 from sentencepiece import SentencePieceProcessor
 
 from quantize.checkpoint import read_bytes, read_json
@@ -27,6 +27,14 @@ from quantize.vocab.vocabulary import (
 
 _ADDED_SCORE = -1000.0
 
+_EOT = "▁<EOT>"
+_INFILL_KEYS = {
+    "▁<PRE>": Keys.Tokenizer.FIM_PRE_ID,
+    "▁<SUF>": Keys.Tokenizer.FIM_SUF_ID,
+    "▁<MID>": Keys.Tokenizer.FIM_MID_ID,
+}
+"""Code Llama's tokens 32007 to 32010, by their text: before, after and between what is there, and the end."""
+
 
 def read_sentencepiece(directory: Path, n_vocab: int) -> Vocabulary:
     """Read tokenizer.model and the tokens added to it."""
@@ -41,12 +49,17 @@ def read_sentencepiece(directory: Path, n_vocab: int) -> Vocabulary:
     tokens += [padding(token_id) for token_id in range(n_pieces, n_vocab)]
     _place_added(directory, tokens)
     _check_exact(tokens, settings)
+    special, ids = _special(directory, processor, n_vocab), {token.text.decode(): i for i, token in enumerate(tokens)}
+    can_infill = ids.keys() >= {*_INFILL_KEYS, _EOT}
+    if can_infill:
+        special.special_token_ids.setdefault("eot", ids[_EOT])
     return Vocabulary(
         model="llama",
         pre="default",
         tokens=tokens,
-        special=_special(directory, processor, n_vocab),
+        special=special,
         add_space_prefix=_adds_space_prefix(directory, settings),
+        infill={key: ids[text] for text, key in _INFILL_KEYS.items()} if can_infill else {},
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Vocabulary:
     tokens: list[Token]
     special: SpecialVocab
     add_space_prefix: bool | None = None
+    infill: Mapping[str, int] = field(default_factory=dict)
+    """Ids of the tokens that mark the parts of an infilling prompt, by GGUF key; gguf has no writers for them."""
 
     def write_to(self, writer: GGUFWriter) -> None:
         """Add the `tokenizer.*` keys to the header."""
@@ -45,6 +48,8 @@ class Vocabulary:
         if self.add_space_prefix is not None:
             writer.add_add_space_prefix(self.add_space_prefix)
         self.special.add_to_gguf(writer, quiet=True)
+        for key, token_id in self.infill.items():
+            writer.add_uint32(key, token_id)
 
 
 def encode(text: str, path: Path) -> bytes:
