@@ -444,8 +444,9 @@ def test_no_weights_at_all(checkpoint: Path, out_path: Path) -> None:
 
 
 def test_directory_that_is_none(tmp_path: Path, out_path: Path) -> None:
+    """A path that is nothing is taken for a checkpoint, a file for a GGUF."""
     refuse(tmp_path / "nowhere", out_path, "config.json")
-    refuse(out_path, out_path, "config.json")
+    refuse(out_path, out_path, "is not a GGUF file")
 
 
 # --- config.json --------------------------------------------------------------------------------------------

@@ -291,7 +291,7 @@ def test_escape_sequences_are_shown_and_not_obeyed(start: StartChat, demo_model:
     model = tmp_path / "\x1b]0;mine\x07\x1b[35m.gguf"
     model.symlink_to(demo_model)
     chat = start(model, "--template", "none", "--max-tokens", 24)
-    assert chat.text.startswith("␛]0;mine␇␛[35m:gguf")
+    assert "␛]0;mine␇␛[35m.gguf" in chat.text.replace("\n", "")
     chat.paste(" ".join(f"{letter}\x1b[0m" for letter in "abcdef"))
     chat.send(ENTER)
     chat.wait_for("h␛[0m i␛[0m")  # the model goes on like this
