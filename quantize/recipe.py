@@ -178,7 +178,8 @@ def is_covered(name: str, shape: Sequence[int]) -> bool:
     A model all of whose tensors are covered gets llama.cpp's types. That is sure of `llama`, `qwen2` and `qwen3`
     without experts; merged Q, K and V (phi3, falcon, gpt2) and experts are not covered.
     """
-    return not _may_quantize(name, shape) or (len(shape) == 2 and _kind(name) in _COVERED_KINDS)
+    is_plain = len(shape) == 2 and "_exps" not in name
+    return not _may_quantize(name, shape) or (is_plain and _kind(name) in _COVERED_KINDS)
 
 
 def _output_type(default: QType, n_columns: int) -> QType:
