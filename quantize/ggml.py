@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from quantize import q8_0
+
 Buffer = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
@@ -46,6 +48,21 @@ def to_f32(source: Buffer, qtype: GGMLQuantizationType, out: Floats) -> None:
     convert(source.ctypes.data, out.ctypes.data, out.size)
 
 
+def bf16_to_f16(source: Buffer, out: Buffer) -> None:
+    """Turn the BF16 numbers in `source` into F16, as `to_f32` and then `quantize_rows` would."""
+    np.take(_f16_of_bf16(), source.view(np.uint16), out=out.view(np.uint16), mode="clip")
+
+
+@lru_cache(maxsize=1)
+def _f16_of_bf16() -> npt.NDArray[np.uint16]:
+    """The F16 bits of every BF16 number (65,536), from ggml's own conversions."""
+    every = np.arange(1 << 16, dtype=np.uint16)
+    floats, halves = np.empty(every.size, np.float32), np.empty(every.size, np.uint16)
+    to_f32(every.view(np.uint8), GGMLQuantizationType.BF16, floats)
+    quantize_rows(floats.reshape(1, -1), GGMLQuantizationType.F16, halves.view(np.uint8))
+    return halves
+
+
 def can_widen(qtype: GGMLQuantizationType) -> bool:
     """Whether values of this type can be turned into F32."""
     traits = _type_traits(qtype)
@@ -58,13 +75,26 @@ def quantize_rows(rows: Floats, qtype: GGMLQuantizationType, out: Buffer) -> Non
     Every row is quantized by itself, so any split of a tensor into runs of rows gives the same bytes.
     """
     n_rows, n_columns = rows.shape
+    if qtype == GGMLQuantizationType.Q8_0 and q8_0.quantize(rows, out):
+        return
     n_bytes = _library().ggml_quantize_chunk(qtype, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, None)
     if n_bytes != n_rows * row_size(qtype, n_columns):
         raise RuntimeError(f"ggml wrote {n_bytes} bytes of {qtype.name} for {n_rows}×{n_columns} values")
 
 
+_INFINITY: dict[GGMLQuantizationType, np.unsignedinteger[Any]] = {
+    GGMLQuantizationType.F32: np.uint32(0x7F800000),
+    GGMLQuantizationType.F16: np.uint16(0x7C00),
+    GGMLQuantizationType.BF16: np.uint16(0x7F80),
+}
+"""The bits of infinity; those of NaN, without the sign, are above."""
+
+
 def is_finite(data: Buffer | Floats, qtype: GGMLQuantizationType) -> bool:
     """Whether no value (or block scale) in `data` is NaN or infinite."""
+    if (infinity := _INFINITY.get(qtype)) is not None:
+        magnitudes = data.reshape(-1).view(infinity.dtype) & np.iinfo(infinity.dtype).max // 2
+        return bool(magnitudes.max(initial=0) < infinity)
     return bool(_library().ggml_validate_row_data(qtype, data.ctypes.data, data.nbytes))
 
 

@@ -215,6 +215,8 @@ def _quantize_all(plan: Plan, out: GGUFFile, n_threads: int, progress: Progress 
                     progress(queue.n_done, n_elements)
                 for worker in done:
                     worker.result()
+                if first := queue.first_unfinished:
+                    out.hash_up_to(first.name, first.first_row)
         finally:
             queue.close()
 
@@ -235,14 +237,25 @@ class _BlockQueue:
         self._blocks = blocks
         self._lock = threading.Lock()
         self._closed = False
+        self._in_work: list[_Block] = []
         self.n_done = 0
+
+    @property
+    def first_unfinished(self) -> _Block | None:
+        """A block being worked on, with everything before it done: blocks are handed out in the order of the file."""
+        with self._lock:
+            return self._in_work[0] if self._in_work else None
 
     def take(self) -> _Block | None:
         with self._lock:
-            return None if self._closed else next(self._blocks, None)
+            block = None if self._closed else next(self._blocks, None)
+            if block:
+                self._in_work.append(block)
+            return block
 
-    def count(self, n_elements: int) -> None:
+    def finish(self, block: _Block, n_elements: int) -> None:
         with self._lock:
+            self._in_work.remove(block)
             self.n_done += n_elements
 
     def close(self) -> None:
@@ -266,7 +279,7 @@ def _work(queue: _BlockQueue, plan: Plan, out: GGUFFile) -> None:
     while block := queue.take():
         source, qtype = plan.sources[block.name], plan.types[block.name]
         out.write(block.name, block.first_row, _quantize_block(source, qtype, block, buffers))
-        queue.count(block.n_rows * source.shape[-1])
+        queue.finish(block, block.n_rows * source.shape[-1])
 
 
 def _quantize_block(source: TensorSource, qtype: QType, block: _Block, buffers: _Buffers) -> ggml.Buffer:
@@ -279,13 +292,15 @@ def _quantize_block(source: TensorSource, qtype: QType, block: _Block, buffers: 
         raise TensorError(*origin(source, block.first_row), "holds NaN or infinite values")
     if qtype == source.qtype:
         return raw
-    if source.qtype == QType.F32:
-        rows = raw.view(np.float32)
-    else:
-        rows = buffers.take("f32", n_elements * 4).view(np.float32)
-        ggml.to_f32(raw, source.qtype, rows)
     quantized = buffers.take("quantized", block.n_rows * ggml.row_size(qtype, n_columns))
-    ggml.quantize_rows(rows.reshape(block.n_rows, n_columns), qtype, quantized)
+    if (source.qtype, qtype) == (QType.BF16, QType.F16):
+        ggml.bf16_to_f16(raw, quantized)
+    else:
+        rows = raw.view(np.float32)
+        if source.qtype != QType.F32:
+            rows = buffers.take("f32", n_elements * 4).view(np.float32)
+            ggml.to_f32(raw, source.qtype, rows)
+        ggml.quantize_rows(rows.reshape(block.n_rows, n_columns), qtype, quantized)
     if not ggml.is_finite(quantized, qtype):
         raise TensorError(*origin(source, block.first_row), f"holds values too large for {qtype.name}")
     return quantized

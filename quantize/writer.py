@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class GGUFFile:
         self.path = path
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._fd = -1
+        self._digest, self._n_hashed, self._hash_buffer = hashlib.sha256(), 0, bytearray(1 << 20)
         try:
             encoded, layout = _encode(header, tensors)
             self.places, self.size_bytes = layout.places, layout.size_bytes
@@ -81,6 +83,23 @@ class GGUFFile:
         except OSError as error:
             raise _output_error(self.path, error) from error
 
+    def hash_up_to(self, name: str, row: int) -> None:
+        """Hash what comes before this row of a tensor, all of which must have been written. For one thread only."""
+        place = self.places[name]
+        try:
+            self._hash_up_to(place.offset + row * place.n_row_bytes)
+        except OSError as error:
+            raise _output_error(self.path, error) from error
+
+    def _hash_up_to(self, end: int) -> None:
+        while self._n_hashed < end:
+            n_read = os.preadv(self._fd, [self._hash_buffer], self._n_hashed)
+            if n_read == 0:
+                raise OSError(errno.EIO, "it has become shorter")
+            n_read = min(n_read, end - self._n_hashed)
+            self._digest.update(memoryview(self._hash_buffer)[:n_read])
+            self._n_hashed += n_read
+
     def publish(self) -> str:
         """Check the file with ggml's own reader, sync it, and give it its final name; return its SHA-256 in hex."""
         table = read_tensor_table(self._partial)
@@ -88,13 +107,19 @@ class GGUFFile:
         if table != expected or os.fstat(self._fd).st_size != self.size_bytes:
             raise OutputError(self.path, "ggml does not read back what was written", "Report this; nothing was kept.")
         try:
-            os.fsync(self._fd)
-            digest = _sha256(self._fd)
+            self._sync_and_hash()
             self._partial.replace(self.path)
             sync_directory(self.path.parent)
         except OSError as error:
             raise _output_error(self.path, error) from error
-        return digest
+        return self._digest.hexdigest()
+
+    def _sync_and_hash(self) -> None:
+        """Hash what is left of the file while it goes to the disk: neither waits for the other."""
+        with ThreadPoolExecutor(1) as pool:
+            syncing = pool.submit(os.fsync, self._fd)
+            self._hash_up_to(self.size_bytes)
+            syncing.result()
 
     def __enter__(self) -> GGUFFile:
         """Nothing to do: the file is open since it was made."""
@@ -121,15 +146,6 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _sha256(fd: int) -> str:
-    digest = hashlib.sha256()
-    buffer, position = bytearray(1 << 20), 0
-    while n_read := os.preadv(fd, [buffer], position):
-        digest.update(memoryview(buffer)[:n_read])
-        position += n_read
-    return digest.hexdigest()
 
 
 def predict_size(header: GGUFWriter, tensors: Mapping[str, tuple[QType, tuple[int, ...]]]) -> int:
