@@ -24,8 +24,9 @@ from gguf import size_label
 from quantize import ggml
 from quantize.architectures import find_architecture
 from quantize.architectures.base import Architecture, ExpectedTensor
-from quantize.checkpoint import Checkpoint, open_checkpoint, read_json
-from quantize.checkpoint.tensor import PermutedRows, StackedRows, TensorSource, count_elements, origin
+from quantize.checkpoint import Checkpoint, open_checkpoint, read_config
+from quantize.checkpoint.merged import find_not_finite, origin
+from quantize.checkpoint.tensor import PermutedRows, StackedRows, TensorSource, count_elements
 from quantize.choices import Choices
 from quantize.errors import TensorError
 from quantize.from_gguf import plan_from_gguf
@@ -84,9 +85,9 @@ def convert(
 ) -> ConversionReport:
     """Convert and quantize `source` to the GGUF file `out_path` in one pass.
 
-    `source` is the directory of a Hugging Face checkpoint, or a GGUF file, which keeps its header and may hold
-    quantized tensors only with `requantize`. `choices` change the mix. `provenance` is for checkpoints.
-    `n_threads` defaults to the cores this process may use. Raises `QuantizeError`; whatever is raised,
+    `source` is the directory of a Hugging Face checkpoint or of a release of Meta's, or a GGUF file, which keeps its
+    header and may hold quantized tensors only with `requantize`. `choices` change the mix. `provenance` is for
+    checkpoints. `n_threads` defaults to the cores this process may use. Raises `QuantizeError`; whatever is raised,
     `out_path` is then as it was before.
     """
     started = time.monotonic()
@@ -110,7 +111,10 @@ def predict(
     choices: Choices | None = None,
     provenance: Provenance | None = None,
 ) -> Prediction:
-    """Return what `convert` with the same arguments will make, exact to the byte, without reading any weights."""
+    """Return what `convert` with the same arguments will make, exact to the byte, without reading weights.
+
+    But whether the output matrix of a release of Meta's is the embeddings again is seen by comparing the two.
+    """
     with _planned(source, file_type, requantize, choices, provenance) as plan:
         return _predict(plan, file_type, predict_size(plan.header, plan.tensors))
 
@@ -125,8 +129,7 @@ def check(directory: Path) -> None:
 
     Needs no weights, so it can be asked before they are downloaded.
     """
-    config_path = directory / "config.json"
-    read_vocabulary(directory, find_architecture(read_json(config_path), config_path).n_vocab)
+    read_vocabulary(directory, find_architecture(*read_config(directory)).n_vocab)
 
 
 @contextmanager
@@ -147,7 +150,7 @@ def _planned(
 
 
 def _plan(checkpoint: Checkpoint, file_type: FileType, choices: Choices | None, provenance: Provenance | None) -> Plan:
-    architecture = find_architecture(checkpoint.config, checkpoint.directory / "config.json")
+    architecture = find_architecture(checkpoint.config, checkpoint.config_path)
     sources = _match_tensors(checkpoint, architecture)
     n_params = sum(count_elements(source.shape) for source in sources.values())
     sources.update(architecture.computed_tensors())
@@ -180,8 +183,8 @@ def _match_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[s
             if tensor is None:
                 raise TensorError(checkpoint.directory, name, "is missing")
             if tensor.shape != expected.shape:
-                problem = f"has shape {list(tensor.shape)}, but config.json promises {list(expected.shape)}"
-                raise TensorError(tensor.path, tensor.name, problem)
+                promise = f"{checkpoint.config_path.name} promises {list(expected.shape)}"
+                raise TensorError(tensor.path, tensor.name, f"has shape {list(tensor.shape)}, but {promise}")
             found.append(tensor)
         sources[expected.gguf_name] = _in_order(expected, found)
     for name, tensor in left_over.items():
@@ -289,7 +292,7 @@ def _quantize_block(source: TensorSource, qtype: QType, block: _Block, buffers: 
     raw = buffers.take("raw", block.n_rows * ggml.row_size(source.qtype, n_columns))
     source.read_rows(block.first_row, block.n_rows, raw)
     if not ggml.is_finite(raw, source.qtype):
-        raise TensorError(*origin(source, block.first_row), "holds NaN or infinite values")
+        raise TensorError(*find_not_finite(source, block.first_row, block.n_rows), "holds NaN or infinite values")
     if qtype == source.qtype:
         return raw
     quantized = buffers.take("quantized", block.n_rows * ggml.row_size(qtype, n_columns))
@@ -302,7 +305,7 @@ def _quantize_block(source: TensorSource, qtype: QType, block: _Block, buffers: 
             ggml.to_f32(raw, source.qtype, rows)
         ggml.quantize_rows(rows.reshape(block.n_rows, n_columns), qtype, quantized)
     if not ggml.is_finite(quantized, qtype):
-        raise TensorError(*origin(source, block.first_row), f"holds values too large for {qtype.name}")
+        raise TensorError(*origin(source, block.first_row, block.n_rows), f"holds values too large for {qtype.name}")
     return quantized
 
 

@@ -49,8 +49,9 @@ def _rewrite(directory: Path, weights: dict[str, np.ndarray], damaged: Tensor | 
         (Tensor.rounded(np.ones((96, 32), np.float32), "BF16"), "has shape"),
         (Tensor.rounded(np.ones((96, 64), np.float32), "F16"), "is stored as F16, but .* as BF16"),
         (Tensor.rounded(np.full((96, 64), np.nan, np.float32), "BF16"), "holds NaN"),
+        (Tensor.rounded(np.full((96, 64), 1e38, np.float32), "BF16"), "holds values too large"),
     ],
-    ids=["missing", "shape", "format", "NaN"],
+    ids=["missing", "shape", "format", "NaN", "too large"],
 )
 def test_damage_is_told_by_the_experts_own_name(
     damaged: Tensor | None, problem: str, small_tokenizer: Path, tmp_path: Path

@@ -27,7 +27,9 @@ def _print_types(wanted: bool) -> None:
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(help="A checkpoint directory, or a GGUF file at F32, F16 or BF16.")],
+    source: Annotated[
+        Path, typer.Argument(help="A checkpoint directory (Hugging Face's or Meta's), or a GGUF at F32, F16 or BF16.")
+    ],
     quant: Annotated[str, typer.Option(help="q4_k_m, q8_0, f16, …; all of them: --types.")],
     out_path: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to make; default: SOURCE-QUANT.gguf, here.")
@@ -54,6 +56,7 @@ def quantize(
       llamachat quantize ./my-fine-tune --quant q4_k_m
       llamachat quantize ./my-fine-tune --quant q8_0 -o my.gguf --threads 4
       llamachat quantize ./my-fine-tune --quant q4_k_m --dry-run
+      llamachat quantize ./Meta-Llama-3-8B --quant q4_k_m      (consolidated.00.pth, params.json, tokenizer.model)
       llamachat quantize ./model-f16.gguf --quant q5_k_m
       llamachat quantize ./model-f16.gguf --quant q4_k_m --tensor-type 'attn_[kv]=q8_0' --output-type q8_0
       llamachat quantize --types

@@ -39,7 +39,7 @@ class LocalName:
 
 @dataclass(frozen=True)
 class CheckpointDirectory:
-    """A Hugging Face checkpoint on disk."""
+    """A checkpoint on disk: Hugging Face's or Meta's."""
 
     path: Path
 

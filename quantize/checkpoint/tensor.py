@@ -152,7 +152,7 @@ class PermutedRows:
 class StackedRows:
     """Tensors of one shape and format, one behind the other as one tensor with one more dimension: the experts.
 
-    `name` says which ones they are; where there is trouble with one of them, `origin` knows its own.
+    `name` says which ones they are; where there is trouble with one of them, `merged.origin` knows its own.
     """
 
     name: str
@@ -191,13 +191,6 @@ class StackedRows:
             n_here = min(n_rows, self.n_part_rows - i_row)
             self.parts[i_part].read_rows(i_row, n_here, out[: n_here * n_row_bytes])
             first, n_rows, out = first + n_here, n_rows - n_here, out[n_here * n_row_bytes :]
-
-
-def origin(source: TensorSource, row: int) -> tuple[Path, str]:
-    """File and name of the tensor in the checkpoint that has this row of `source`, for error messages."""
-    if isinstance(source, StackedRows):
-        source = source.parts[row // source.n_part_rows]
-    return source.path, source.name
 
 
 def count_elements(shape: tuple[int, ...]) -> int:

@@ -1,20 +1,22 @@
 """The tokenizer of a checkpoint as a GGUF vocabulary.
 
 Which kind it is follows from the files: `tokenizer.model` is sentencepiece, `tokenizer.json` alone is byte-level
-BPE. Special token ids, BOS/EOS flags and the chat template are read the way llama.cpp's converter reads them
-(`gguf.SpecialVocab`).
+BPE. In a release of Meta's, `tokenizer.model` is all there is, and may be tiktoken's as well. Special token ids,
+BOS/EOS flags and the chat template are read the way llama.cpp's converter reads them (`gguf.SpecialVocab`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from quantize.errors import UnsupportedTokenizer, shown
+from quantize.checkpoint import is_meta_release
+from quantize.errors import CheckpointError, UnsupportedTokenizer, shown
 from quantize.vocab.bpe import read_bpe
-from quantize.vocab.sentencepiece import read_sentencepiece
+from quantize.vocab.sentencepiece import count_pieces, read_sentencepiece
+from quantize.vocab.tiktoken import count_tiktoken, is_tiktoken, read_tiktoken
 from quantize.vocab.vocabulary import Vocabulary
 
-__all__ = ["TOKENIZER_FILES", "Vocabulary", "read_vocabulary"]
+__all__ = ["TOKENIZER_FILES", "Vocabulary", "count_tokens", "read_vocabulary"]
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -33,13 +35,34 @@ def read_vocabulary(directory: Path, n_vocab: int) -> Vocabulary:
 
     Raises `UnsupportedTokenizer` where llama.cpp would not produce the same ids, `CheckpointError` for damage.
     """
-    if (directory / "tokenizer.model").exists():
+    if is_meta_release(directory):
+        vocabulary = _read_metas(directory, n_vocab)
+    elif (directory / "tokenizer.model").exists():
         vocabulary = read_sentencepiece(directory, n_vocab)
     elif (directory / "tokenizer.json").exists():
         vocabulary = read_bpe(directory, n_vocab)
     else:
         raise UnsupportedTokenizer("neither tokenizer.model nor tokenizer.json is there")
     _refuse_duplicates(vocabulary)
+    return vocabulary
+
+
+def count_tokens(directory: Path) -> int:
+    """Return how many tokens the tokenizer of the release of Meta's in `directory` has; raise as `read_vocabulary`."""
+    return count_tiktoken(directory) if _has_tiktoken(directory) else count_pieces(directory)
+
+
+def _has_tiktoken(directory: Path) -> bool:
+    path = directory / "tokenizer.model"
+    if not path.exists():
+        raise CheckpointError(path, "is missing; Meta's download leaves it one directory up, so copy it here")
+    return is_tiktoken(path)
+
+
+def _read_metas(directory: Path, n_vocab: int) -> Vocabulary:
+    """Nothing in these files says so, but Meta's programs put BOS before a prompt, and no EOS after it."""
+    vocabulary = (read_tiktoken if _has_tiktoken(directory) else read_sentencepiece)(directory, n_vocab)
+    vocabulary.special.add_special_token.update(bos=True, eos=False)
     return vocabulary
 
 

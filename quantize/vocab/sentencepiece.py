@@ -63,6 +63,12 @@ def read_sentencepiece(directory: Path, n_vocab: int) -> Vocabulary:
     )
 
 
+def count_pieces(directory: Path) -> int:
+    """Return how many tokens tokenizer.model itself has."""
+    path = directory / "tokenizer.model"
+    return int(_load(path, read_bytes(path)).GetPieceSize())
+
+
 def _load(path: Path, proto: bytes) -> SentencePieceProcessor:
     if not proto:  # for the library no model at all, and no error
         raise CheckpointError(path, "is empty")
