@@ -138,6 +138,10 @@ class ConversionFailed(LlamachatError):
     """The checkpoint cannot be converted; the converter's own words."""
 
 
+class UnusableAdapter(LlamachatError):
+    """An adapter without its base, or that is not yet what is needed."""
+
+
 class AlreadyThere(LlamachatError):
     """A file that would have to be replaced, and nobody said that it may be."""
 

@@ -8,6 +8,7 @@ A library of its own: it knows nothing of the program around it.
 
 from __future__ import annotations
 
+from quantize.adapter import ADAPTER_FILE_TYPES, check_adapter, convert_adapter, is_adapter, predict_adapter
 from quantize.choices import Choices, parse_choices
 from quantize.errors import QuantizeError
 from quantize.header import Provenance
@@ -15,6 +16,7 @@ from quantize.pipeline import ConversionReport, Prediction, check, convert, pred
 from quantize.recipe import DEFAULT_FILE_TYPE, FILE_TYPES, FileType, find_file_type
 
 __all__ = [
+    "ADAPTER_FILE_TYPES",
     "DEFAULT_FILE_TYPE",
     "FILE_TYPES",
     "Choices",
@@ -24,8 +26,12 @@ __all__ = [
     "Provenance",
     "QuantizeError",
     "check",
+    "check_adapter",
     "convert",
+    "convert_adapter",
     "find_file_type",
+    "is_adapter",
     "parse_choices",
     "predict",
+    "predict_adapter",
 ]

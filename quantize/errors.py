@@ -63,6 +63,17 @@ class UnsupportedWeights(QuantizeError):
         self.next_step = next_step
 
 
+class UnsupportedAdapter(QuantizeError):
+    """An adapter that llama.cpp cannot apply exactly, or that was trained for another base."""
+
+    def __init__(self, problem: str, next_step: str | None = None) -> None:
+        super().__init__(problem)
+        self.next_step = next_step or (
+            "Merge the adapter into its base with PEFT (merge_and_unload, save_pretrained), or look for a merged "
+            "version, and convert that model."
+        )
+
+
 class UnknownFileType(QuantizeError):
     """A file type (`Q4_K_M`, …) that is not offered."""
 

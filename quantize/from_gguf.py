@@ -31,11 +31,7 @@ def plan_from_gguf(
         raise CheckpointError(contents.path, "has no key general.architecture")
     if not contents.tensors:
         raise CheckpointError(contents.path, "holds no tensors")
-    if contents.values.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1) != 1:
-        raise UnsupportedWeights(
-            f"{contents.path.name} is one part of a model that was split.",
-            "Join the parts first: llama-gguf-split --merge FIRST-PART OUT.gguf",
-        )
+    refuse_split(contents)
     sources = {name: contents.tensors[name] for name in sorted(contents.tensors, key=llama_cpp_order)}
     if not requantize:
         _refuse_quantized(contents)
@@ -50,6 +46,15 @@ def plan_from_gguf(
     _refuse_unreadable(contents, types)
     n_params = sum(count_elements(shape) for name, shape in shapes.items() if not name.startswith("rope_"))
     return Plan(architecture, _copy_header(contents, file_type), dict(sources), types, n_params)
+
+
+def refuse_split(contents: GGUFContents) -> None:
+    """Raise `UnsupportedWeights` for one file of several."""
+    if contents.values.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1) != 1:
+        raise UnsupportedWeights(
+            f"{contents.path.name} is one part of a model that was split.",
+            "Join the parts first: llama-gguf-split --merge FIRST-PART OUT.gguf",
+        )
 
 
 def _refuse_quantized(contents: GGUFContents) -> None:

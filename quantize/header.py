@@ -46,7 +46,7 @@ def build_header(
     """Return a writer that holds the whole header; the tensors are still to be added."""
     writer = GGUFWriter(None, architecture.gguf_name)
     writer.add_type(GGUFType.MODEL)
-    _add_provenance(writer, provenance or Provenance(_printable(checkpoint.directory.resolve().name)))
+    _add_provenance(writer, provenance or Provenance(printable(checkpoint.directory.resolve().name)))
     writer.add_size_label(size_label)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_file_type(file_type.ftype)
@@ -57,7 +57,7 @@ def build_header(
     return writer
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A directory name is any bytes; a GGUF string is Unicode."""
     return name.encode(errors="replace").decode()
 

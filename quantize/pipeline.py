@@ -56,6 +56,8 @@ class Prediction:
     n_params: int
     tensor_types: Mapping[str, int]
     """How many tensors have each type, by its name (`Q4_K`), most frequent first."""
+    notes: tuple[str, ...]
+    """What the user should know, a sentence each."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -92,15 +94,27 @@ def convert(
     """
     started = time.monotonic()
     with _planned(source, file_type, requantize, choices, provenance) as plan:
-        with GGUFFile(out_path, plan.header, plan.tensors) as out:
-            _quantize_all(plan, out, n_threads or _usable_cores(), progress)
-            sha256 = out.publish()
-        return ConversionReport(
-            **vars(_predict(plan, file_type, out.size_bytes)),
-            path=out_path,
-            sha256=sha256,
-            elapsed_s=time.monotonic() - started,
-        )
+        return run_plan(plan, out_path, file_type, n_threads, progress, started)
+
+
+def run_plan(
+    plan: Plan,
+    out_path: Path,
+    file_type: FileType,
+    n_threads: int | None,
+    progress: Progress | None,
+    started: float,
+) -> ConversionReport:
+    """Do what was planned; the time is counted from `started`, on the monotonic clock."""
+    with GGUFFile(out_path, plan.header, plan.tensors) as out:
+        _quantize_all(plan, out, n_threads or _usable_cores(), progress)
+        sha256 = out.publish()
+    return ConversionReport(
+        **vars(_predict(plan, file_type, out.size_bytes)),
+        path=out_path,
+        sha256=sha256,
+        elapsed_s=time.monotonic() - started,
+    )
 
 
 def predict(
@@ -116,12 +130,17 @@ def predict(
     But whether the output matrix of a release of Meta's is the embeddings again is seen by comparing the two.
     """
     with _planned(source, file_type, requantize, choices, provenance) as plan:
-        return _predict(plan, file_type, predict_size(plan.header, plan.tensors))
+        return predict_plan(plan, file_type)
+
+
+def predict_plan(plan: Plan, file_type: FileType) -> Prediction:
+    """Return what `run_plan` will make; the plan's header is used up."""
+    return _predict(plan, file_type, predict_size(plan.header, plan.tensors))
 
 
 def _predict(plan: Plan, file_type: FileType, size_bytes: int) -> Prediction:
     counts = Counter(qtype.name for qtype in plan.types.values())
-    return Prediction(file_type, plan.architecture, size_bytes, plan.n_params, dict(counts.most_common()))
+    return Prediction(file_type, plan.architecture, size_bytes, plan.n_params, dict(counts.most_common()), plan.notes)
 
 
 def check(directory: Path) -> None:

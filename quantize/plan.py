@@ -20,6 +20,8 @@ class Plan:
     types: dict[str, QType]
     n_params: int
     """Elements of the tensors that were trained."""
+    notes: tuple[str, ...] = ()
+    """What the user should know, a sentence each."""
 
     @property
     def tensors(self) -> dict[str, tuple[QType, tuple[int, ...]]]:

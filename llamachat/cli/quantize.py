@@ -28,12 +28,18 @@ def _print_types(wanted: bool) -> None:
 
 def quantize(
     source: Annotated[
-        Path, typer.Argument(help="A checkpoint directory (Hugging Face's or Meta's), or a GGUF at F32, F16 or BF16.")
+        Path,
+        typer.Argument(
+            help="A checkpoint directory (Hugging Face's or Meta's), a PEFT adapter's, or a GGUF at F32, F16, BF16."
+        ),
     ],
-    quant: Annotated[str, typer.Option(help="q4_k_m, q8_0, f16, …; all of them: --types.")],
+    quant: Annotated[
+        str | None, typer.Option(help="q4_k_m, q8_0, f16, …; all of them: --types. Adapters: f32 by default.")
+    ] = None,
     out_path: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to make; default: SOURCE-QUANT.gguf, here.")
     ] = None,
+    base: Annotated[str | None, typer.Option(metavar="MODEL", help="The model that an adapter was trained on.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores this process may use.")] = None,
     requantize: Annotated[bool, typer.Option("--requantize", help="Take a quantized GGUF; loses twice.")] = False,
     tensor_type: Annotated[
@@ -59,23 +65,27 @@ def quantize(
       llamachat quantize ./Meta-Llama-3-8B --quant q4_k_m      (consolidated.00.pth, params.json, tokenizer.model)
       llamachat quantize ./model-f16.gguf --quant q5_k_m
       llamachat quantize ./model-f16.gguf --quant q4_k_m --tensor-type 'attn_[kv]=q8_0' --output-type q8_0
+      llamachat quantize ./my-lora --base ./my-model -o my-lora.gguf
       llamachat quantize --types
     """
     from llamachat.cli.progress import pull_progress
-    from llamachat.models.conversion import QuantizeRequest, predict, run
+    from llamachat.models.conversion import QuantizeRequest, default_quant, predict, run
 
-    request = QuantizeRequest(
-        source, quant, out_path, threads, force, requantize, tensor_type or (), output_type, embedding_type, pure
-    )
+    if (quant := quant or default_quant(source)) is None:
+        raise typer.BadParameter("--quant says which file to make, for example q4_k_m; all of them: --types.")
+    mix = (requantize, tensor_type or (), output_type, embedding_type, pure)
+    request = QuantizeRequest(source, quant, out_path, threads, force, base, *mix)
     if dry_run:
         _say_prediction(predict(request), as_json)
         return
     with pull_progress() as progress:
         report = run(request, lambda done, total: progress("quantize", done, total))
-    _say_report(report, as_json)
+    _say_report(report, as_json, is_adapter=base is not None)
 
 
 def _say_prediction(prediction: Prediction, as_json: bool) -> None:
+    for note in prediction.notes:
+        out.warning(note)
     if as_json:
         out.json(_as_json(prediction) | {"dry_run": True})
         return
@@ -83,13 +93,16 @@ def _say_prediction(prediction: Prediction, as_json: bool) -> None:
     out.table(("type", ">tensors"), [(name, str(n)) for name, n in prediction.tensor_types.items()])
 
 
-def _say_report(report: ConversionReport, as_json: bool) -> None:
+def _say_report(report: ConversionReport, as_json: bool, *, is_adapter: bool) -> None:
+    for note in report.notes:
+        out.warning(note)
     if as_json:
         made = {"sha256": report.sha256, "elapsed_s": round(report.elapsed_s, 3)}
         out.json({"path": str(report.path)} | _as_json(report) | made)
         return
     out.text(f"{report.path}: {_in_words(report)}, in {report.elapsed_s:.1f} s.")
-    out.note(f"Talk to it: llamachat chat {shlex.quote(_as_argument(report.path))}")
+    path = shlex.quote(_as_argument(report.path))
+    out.note(f"Talk to it: llamachat chat {f'MODEL --adapter {path}' if is_adapter else path}")
 
 
 def _in_words(result: Prediction) -> str:
@@ -105,6 +118,7 @@ def _as_json(result: Prediction) -> dict[str, object]:
         "n_params": result.n_params,
         "bits_per_weight": round(result.bits_per_weight, 4),
         "tensor_types": dict(result.tensor_types),
+        "notes": list(result.notes),
     }
 
 

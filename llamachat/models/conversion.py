@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import quantize
-from llamachat.errors import AlreadyThere, ConversionFailed
+from llamachat.errors import AlreadyThere, ConversionFailed, UnusableAdapter
+from llamachat.models.adapters import find_base
 
 ConversionReport = quantize.ConversionReport
 Prediction = quantize.Prediction
@@ -19,13 +20,17 @@ Prediction = quantize.Prediction
 
 @dataclass(frozen=True)
 class QuantizeRequest:
-    """What to make of which weights. An empty `out_path` means a name made of the source's and the quant's, here."""
+    """What to make of which weights. An empty `out_path` means a name made of the source's and the quant's, here.
+
+    `base` is the model of an adapter; what comes after it is for models alone.
+    """
 
     source: Path
     quant: str
     out_path: Path | None = None
     n_threads: int | None = None
     force: bool = False
+    base: str | None = None
     requantize: bool = False
     tensor_types: Sequence[str] = ()
     output_type: str | None = None
@@ -68,9 +73,34 @@ def _choices(request: QuantizeRequest) -> quantize.Choices:
     return quantize.parse_choices(request.tensor_types, request.output_type, request.embedding_type, request.pure)
 
 
+def default_quant(source: Path) -> str | None:
+    """The quant that weights get when none is named: adapters lose nothing, for models it is the user's choice."""
+    return quantize.ADAPTER_FILE_TYPES[0] if quantize.is_adapter(source) else None
+
+
+def _find_base(request: QuantizeRequest) -> Path | None:
+    """The model of an adapter, None where the source is not one; raise `UnusableAdapter` where the options mix both."""
+    if not quantize.is_adapter(request.source):
+        if request.base is not None:
+            raise UnusableAdapter(
+                f"{request.source} is not an adapter, which --base is for: it has no adapter_config.json.",
+                "Leave --base out to convert a model.",
+            )
+        return None
+    if request.requantize or request.pure or request.tensor_types or request.output_type or request.embedding_type:
+        raise UnusableAdapter(
+            f"{request.source} is an adapter, whose tensors all get one type.",
+            "Leave --requantize, --pure, --tensor-type, --output-type and --embedding-type out.",
+        )
+    return find_base(request.source, request.base)
+
+
 def predict(request: QuantizeRequest) -> quantize.Prediction:
     """Return what `run` will make, without doing it. Raises `LlamachatError`."""
+    base = _find_base(request)
     with conversion_errors():
+        if base is not None:
+            return quantize.predict_adapter(request.source, base, quantize.find_file_type(request.quant))
         return quantize.predict(
             request.source,
             quantize.find_file_type(request.quant),
@@ -81,11 +111,17 @@ def predict(request: QuantizeRequest) -> quantize.Prediction:
 
 def run(request: QuantizeRequest, progress: Callable[[int, int], None]) -> quantize.ConversionReport:
     """Convert and quantize; `progress` is called with (weights done, weights in all). Raises `LlamachatError`."""
+    base = _find_base(request)
     with conversion_errors():
         file_type = quantize.find_file_type(request.quant)
+        out_path = choose_out_path(request)
+        if base is not None:
+            return quantize.convert_adapter(
+                request.source, base, out_path, file_type, n_threads=request.n_threads, progress=progress
+            )
         return quantize.convert(
             request.source,
-            choose_out_path(request),
+            out_path,
             file_type,
             requantize=request.requantize,
             choices=_choices(request),

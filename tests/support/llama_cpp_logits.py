@@ -21,17 +21,25 @@ def _no_log(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
     pass
 
 
-def compute_logits(path: Path, token_ids: Sequence[int]) -> NDArray[np.float64]:
-    """Logits (len(token_ids) × n_vocab) after every one of `token_ids`, evaluated in one batch on the CPU."""
+def compute_logits(path: Path, token_ids: Sequence[int], adapter: Path | None = None) -> NDArray[np.float64]:
+    """Logits (len(token_ids) × n_vocab) after every one of `token_ids`, evaluated in one batch on the CPU.
+
+    `adapter` is a GGUF adapter to apply, at scale 1.
+    """
     llama_cpp.llama_log_set(_no_log, None)
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
     assert model, "llama.cpp refuses the file"
     try:
+        lora = llama_cpp.llama_adapter_lora_init(model, os.fsencode(adapter)) if adapter else None
+        assert lora or not adapter, "llama.cpp refuses the adapter"
         context = llama_cpp.llama_init_from_model(model, _context_params(len(token_ids)))
         assert context
         try:
+            if lora:
+                adapters, scales = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(lora), (ctypes.c_float * 1)(1.0)
+                assert llama_cpp.llama_set_adapters_lora(context, adapters, 1, scales) == 0
             n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
             return _evaluate(context, token_ids, n_vocab)
         finally:
