@@ -48,11 +48,20 @@ class UnsupportedArchitecture(QuantizeError):
 class UnsupportedTokenizer(QuantizeError):
     """The tokenizer is of a kind, or has a pre-tokenizer, that is not known to be exact in llama.cpp."""
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, next_step: str | None = None) -> None:
         super().__init__(f"The tokenizer cannot be converted exactly: {problem}.")
         self.problem = problem
+        self.next_step = next_step or self.next_step
 
     next_step = "Look for a checkpoint of the same model with the original tokenizer files."
+
+
+class BadPreTokenizer(QuantizeError):
+    """A pre-tokenizer that llama.cpp does not have, or one named for weights that take none."""
+
+    def __init__(self, problem: str, next_step: str) -> None:
+        super().__init__(problem)
+        self.next_step = next_step
 
 
 class UnsupportedWeights(QuantizeError):

@@ -28,7 +28,7 @@ from quantize.checkpoint import Checkpoint, open_checkpoint, read_config
 from quantize.checkpoint.merged import find_not_finite, origin
 from quantize.checkpoint.tensor import PermutedRows, StackedRows, TensorSource, count_elements
 from quantize.choices import Choices
-from quantize.errors import TensorError
+from quantize.errors import BadPreTokenizer, TensorError
 from quantize.from_gguf import plan_from_gguf
 from quantize.gguf_reader import open_gguf
 from quantize.header import Provenance, build_header
@@ -82,18 +82,20 @@ def convert(
     requantize: bool = False,
     choices: Choices | None = None,
     provenance: Provenance | None = None,
+    pre_tokenizer: str | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Convert and quantize `source` to the GGUF file `out_path` in one pass.
 
     `source` is the directory of a Hugging Face checkpoint or of a release of Meta's, or a GGUF file, which keeps its
-    header and may hold quantized tensors only with `requantize`. `choices` change the mix. `provenance` is for
-    checkpoints. `n_threads` defaults to the cores this process may use. Raises `QuantizeError`; whatever is raised,
-    `out_path` is then as it was before.
+    header and may hold quantized tensors only with `requantize`. `choices` change the mix. `provenance` and
+    `pre_tokenizer`, llama.cpp's name for a pre-tokenizer that is not recognized, are for checkpoints. `n_threads`
+    defaults to the cores this process may use. Raises `QuantizeError`; whatever is raised, `out_path` is then as it
+    was before.
     """
     started = time.monotonic()
-    with _planned(source, file_type, requantize, choices, provenance) as plan:
+    with _planned(source, file_type, requantize, choices, provenance, pre_tokenizer) as plan:
         return run_plan(plan, out_path, file_type, n_threads, progress, started)
 
 
@@ -124,12 +126,13 @@ def predict(
     requantize: bool = False,
     choices: Choices | None = None,
     provenance: Provenance | None = None,
+    pre_tokenizer: str | None = None,
 ) -> Prediction:
     """Return what `convert` with the same arguments will make, exact to the byte, without reading weights.
 
     But whether the output matrix of a release of Meta's is the embeddings again is seen by comparing the two.
     """
-    with _planned(source, file_type, requantize, choices, provenance) as plan:
+    with _planned(source, file_type, requantize, choices, provenance, pre_tokenizer) as plan:
         return predict_plan(plan, file_type)
 
 
@@ -143,12 +146,12 @@ def _predict(plan: Plan, file_type: FileType, size_bytes: int) -> Prediction:
     return Prediction(file_type, plan.architecture, size_bytes, plan.n_params, dict(counts.most_common()), plan.notes)
 
 
-def check(directory: Path) -> None:
+def check(directory: Path, pre_tokenizer: str | None = None) -> None:
     """Raise `QuantizeError` if config and tokenizer already show that the checkpoint cannot be converted.
 
     Needs no weights, so it can be asked before they are downloaded.
     """
-    read_vocabulary(directory, find_architecture(*read_config(directory)).n_vocab)
+    read_vocabulary(directory, find_architecture(*read_config(directory)).n_vocab, pre_tokenizer)
 
 
 @contextmanager
@@ -158,23 +161,32 @@ def _planned(
     requantize: bool,
     choices: Choices | None,
     provenance: Provenance | None,
+    pre_tokenizer: str | None,
 ) -> Iterator[Plan]:
     """Open `source` for the length of the context, and decide everything that can be decided before reading weights."""
     if source.is_file():
+        if pre_tokenizer is not None:
+            raise BadPreTokenizer("A GGUF file keeps its pre-tokenizer.", "Leave --pre-tokenizer out.")
         with open_gguf(source) as contents:
             yield plan_from_gguf(contents, file_type, requantize=requantize, choices=choices)
         return
     with open_checkpoint(source) as checkpoint:
-        yield _plan(checkpoint, file_type, choices, provenance)
+        yield _plan(checkpoint, file_type, choices, provenance, pre_tokenizer)
 
 
-def _plan(checkpoint: Checkpoint, file_type: FileType, choices: Choices | None, provenance: Provenance | None) -> Plan:
+def _plan(
+    checkpoint: Checkpoint,
+    file_type: FileType,
+    choices: Choices | None,
+    provenance: Provenance | None,
+    pre_tokenizer: str | None,
+) -> Plan:
     architecture = find_architecture(checkpoint.config, checkpoint.config_path)
     sources = _match_tensors(checkpoint, architecture)
     n_params = sum(count_elements(source.shape) for source in sources.values())
     sources.update(architecture.computed_tensors())
     shapes = {name: source.shape for name, source in sources.items()}
-    vocabulary = read_vocabulary(checkpoint.directory, architecture.n_vocab)
+    vocabulary = read_vocabulary(checkpoint.directory, architecture.n_vocab, pre_tokenizer)
     label = _size_label(sources, n_params, architecture.traits.n_expert)
     return Plan(
         architecture=architecture.gguf_name,

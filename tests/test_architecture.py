@@ -34,6 +34,7 @@ _DOORS = {
     "rich": "llamachat/cli/",
     "prompt_toolkit": "llamachat/cli/",
     "sentencepiece": "quantize/vocab/",
+    "tokenizers": "quantize/vocab/",
     "jinja2": "llamachat/chat/",
 }
 
@@ -89,4 +90,4 @@ def test_quantize_works_without_the_program() -> None:
     """It is a library of its own: importing it loads nothing of llamachat, and neither llama.cpp nor Typer."""
     script = "import sys, quantize; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"llamachat", "llama_cpp", "typer", "rich", "huggingface_hub"} & set(loaded)
+    assert not {"llamachat", "llama_cpp", "typer", "rich", "huggingface_hub", "tokenizers"} & set(loaded)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -21,17 +19,16 @@ from gguf import TokenType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quantize import FILE_TYPES, QuantizeError, convert
+from quantize import QuantizeError
 from support.checkpoints import (
     BPE_FAMILIES,
     CORPUS,
     BpeStyle,
-    LlamaShape,
     add_stress_merges,
     train_sentencepiece,
     write_bpe_tokenizer,
-    write_random_checkpoint,
 )
+from support.vocab import Tokenize, bpe_reference, convert_vocab, open_vocab, tokenize
 
 LLAMA_2 = Path(__file__).parents[2] / "shared/data/llama2-tokenizer.model"
 BPE_STYLES: tuple[BpeStyle, ...] = get_args(BpeStyle)
@@ -103,8 +100,6 @@ TEXTS = [
     *CORPUS.splitlines()[:6],
 ]
 
-Tokenize = Callable[[str], list[int]]
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -150,7 +145,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         # Merges over all kinds of bytes: with those of a small corpus a wrong split would make no difference.
         write_bpe_tokenizer(directory, request.param)
         n_vocab = add_stress_merges(directory)
-        reference, is_comparable = _bpe_reference(directory), _is_comparable(request.param)
+        reference, is_comparable = bpe_reference(directory), _is_comparable(request.param)
     else:
         path = LLAMA_2
         if request.param == "trained":
@@ -161,47 +156,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         n_vocab, reference, is_comparable = processor.vocab_size(), processor.encode, lambda _: True
         (directory / "tokenizer.model").write_bytes(path.read_bytes())
-    with _open(_convert(directory, n_vocab)) as vocab:
-        yield Pair(request.param, lambda text: _tokenize(vocab, text), reference, is_comparable)
-
-
-def _bpe_reference(directory: Path) -> Tokenize:
-    tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def _convert(directory: Path, n_vocab: int) -> Path:
-    """The GGUF of a checkpoint with the tokenizer in `directory` and next to no weights."""
-    shape = LlamaShape(n_vocab=n_vocab, n_embd=2, n_ff=2, n_layer=1, n_head=1, n_head_kv=1)
-    write_random_checkpoint(directory, shape, tokenizer=None)
-    return convert(directory, directory / "vocab.gguf", FILE_TYPES["f16"], n_threads=1).path
-
-
-@llama_cpp.llama_log_callback
-def _no_log(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
-    pass
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """The vocabulary of a GGUF file, loaded by llama.cpp."""
-    llama_cpp.llama_log_set(_no_log, None)
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
-    model = llama_cpp.llama_model_load_from_file(bytes(path), params)
-    assert model, "llama.cpp refuses the file"
-    try:
-        yield llama_cpp.llama_model_get_vocab(model)
-    finally:
-        llama_cpp.llama_model_free(model)
-
-
-def _tokenize(vocab: Any, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-    data = text.encode()
-    ids = (llama_cpp.llama_token * (len(data) + 4))()
-    n_ids = llama_cpp.llama_tokenize(vocab, data, len(data), ids, len(ids), add_special, parse_special)
-    assert n_ids >= 0
-    return ids[:n_ids]
+    with open_vocab(convert_vocab(directory, n_vocab)) as vocab:
+        yield Pair(request.param, lambda text: tokenize(vocab, text), reference, is_comparable)
 
 
 # --- the ids ------------------------------------------------------------------------------------------------
@@ -245,11 +201,11 @@ def test_special_tokens_in_a_prompt(style: BpeStyle, tmp_path: Path) -> None:
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     text = "one ".join(BPE_FAMILIES[style].special_tokens) + "\ntwo"
     specials = {tokenizer.token_to_id(token) for token in BPE_FAMILIES[style].special_tokens}
-    with _open(_convert(tmp_path, n_vocab)) as vocab:
-        assert _tokenize(vocab, text, parse_special=True) == tokenizer.encode(text, add_special_tokens=False).ids
-        assert specials <= set(_tokenize(vocab, text, parse_special=True))
-        assert not specials & set(_tokenize(vocab, text))
-        assert _tokenize(vocab, "one", add_special=True) == tokenizer.encode("one").ids
+    with open_vocab(convert_vocab(tmp_path, n_vocab)) as vocab:
+        assert tokenize(vocab, text, parse_special=True) == tokenizer.encode(text, add_special_tokens=False).ids
+        assert specials <= set(tokenize(vocab, text, parse_special=True))
+        assert not specials & set(tokenize(vocab, text))
+        assert tokenize(vocab, "one", add_special=True) == tokenizer.encode("one").ids
 
 
 # --- the rest of the header ---------------------------------------------------------------------------------
@@ -274,7 +230,7 @@ def _token(header: dict[str, Any], token_id: int) -> tuple[str, TokenType]:
 
 def test_special_tokens_of_sentencepiece(tmp_path: Path) -> None:
     config = {"add_bos_token": True, "add_eos_token": False, "chat_template": "{{ bos_token }}[INST]"}
-    path = _convert(_write_sentencepiece(tmp_path, config), N_SPM)
+    path = convert_vocab(_write_sentencepiece(tmp_path, config), N_SPM)
     header = _read_header(path)
     assert header["ggml.model"] == "llama"
     assert [header[f"ggml.{name}_token_id"] for name in ("unknown", "bos", "eos")] == [0, 1, 2]
@@ -283,11 +239,11 @@ def test_special_tokens_of_sentencepiece(tmp_path: Path) -> None:
     assert [_token(header, i)[1] for i in range(4)] == [
         TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE,
     ]  # fmt: skip
-    with _open(path) as vocab:
+    with open_vocab(path) as vocab:
         assert llama_cpp.llama_vocab_bos(vocab) == 1
         assert llama_cpp.llama_vocab_eos(vocab) == 2
         assert llama_cpp.llama_vocab_get_add_bos(vocab)
-        assert _tokenize(vocab, "", add_special=True) == [1]
+        assert tokenize(vocab, "", add_special=True) == [1]
 
 
 @pytest.mark.parametrize("style", BPE_STYLES)
@@ -295,7 +251,7 @@ def test_special_tokens_of_bpe(style: BpeStyle, tmp_path: Path) -> None:
     family = BPE_FAMILIES[style]
     n_vocab = write_bpe_tokenizer(tmp_path, style)
     # The ids come from the tokenizer's own files, whatever config.json says.
-    path = _convert(tmp_path, n_vocab)
+    path = convert_vocab(tmp_path, n_vocab)
     header, reference = _read_header(path), tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert header["ggml.model"] == "gpt2"
     assert header["ggml.eos_token_id"] == reference.token_to_id(family.eos)
@@ -313,11 +269,11 @@ def test_chat_template_from_a_file_of_its_own(file: str, tmp_path: Path) -> None
     template = "{{ messages }} – ünï"
     text = template if file == "jinja" else json.dumps({"chat_template": template})
     (tmp_path / f"chat_template.{file}").write_text(text, encoding="utf-8")
-    assert _read_header(_convert(tmp_path, N_SPM))["chat_template"] == template
+    assert _read_header(convert_vocab(tmp_path, N_SPM))["chat_template"] == template
 
 
 def test_embeddings_without_a_token_are_unused(tmp_path: Path) -> None:
-    header = _read_header(_convert(_write_sentencepiece(tmp_path), N_SPM + 8))
+    header = _read_header(convert_vocab(_write_sentencepiece(tmp_path), N_SPM + 8))
     assert len(header["ggml.tokens"]) == N_SPM + 8
     assert [_token(header, i) for i in (N_SPM, N_SPM + 7)] == [
         (f"[PAD{N_SPM}]", TokenType.UNUSED), (f"[PAD{N_SPM + 7}]", TokenType.UNUSED),
@@ -327,12 +283,12 @@ def test_embeddings_without_a_token_are_unused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("style", BPE_STYLES)
 def test_padding_changes_no_id(style: BpeStyle, tmp_path: Path) -> None:
     n_vocab = write_bpe_tokenizer(tmp_path, style)
-    path, reference = _convert(tmp_path, n_vocab + 21), _bpe_reference(tmp_path)
+    path, reference = convert_vocab(tmp_path, n_vocab + 21), bpe_reference(tmp_path)
     assert _token(_read_header(path), n_vocab + 20) == (f"[PAD{n_vocab + 20}]", TokenType.UNUSED)
-    with _open(path) as vocab:
+    with open_vocab(path) as vocab:
         assert llama_cpp.llama_vocab_n_tokens(vocab) == n_vocab + 21
         for text in (*CORPUS.splitlines(), f"[PAD{n_vocab}]"):
-            assert _tokenize(vocab, text) == reference(text)
+            assert tokenize(vocab, text) == reference(text)
 
 
 def test_added_tokens_have_their_place_and_kind(tmp_path: Path) -> None:
@@ -346,7 +302,7 @@ def test_added_tokens_have_their_place_and_kind(tmp_path: Path) -> None:
     _write_sentencepiece(tmp_path, {"added_tokens_decoder": decoder})
     added = {"<extra>": N_SPM, "<|user|>": N_SPM + 1, "<far past>": 10**9}
     (tmp_path / "added_tokens.json").write_text(json.dumps(added))
-    path = _convert(tmp_path, N_SPM + 4)
+    path = convert_vocab(tmp_path, N_SPM + 4)
     header = _read_header(path)
     assert _token(header, 1) == ("<s>", TokenType.CONTROL)
     assert [_token(header, N_SPM + i) for i in range(4)] == [
@@ -356,10 +312,10 @@ def test_added_tokens_have_their_place_and_kind(tmp_path: Path) -> None:
         (" wide ", TokenType.USER_DEFINED),
     ]
     assert len(header["ggml.tokens"]) == N_SPM + 4
-    with _open(path) as vocab:
-        assert N_SPM in _tokenize(vocab, "an <extra> token")
-        assert N_SPM + 1 not in _tokenize(vocab, "<|user|>")
-        assert N_SPM + 1 in _tokenize(vocab, "<|user|>", parse_special=True)
+    with open_vocab(path) as vocab:
+        assert N_SPM in tokenize(vocab, "an <extra> token")
+        assert N_SPM + 1 not in tokenize(vocab, "<|user|>")
+        assert N_SPM + 1 in tokenize(vocab, "<|user|>", parse_special=True)
 
 
 def test_added_bpe_token_that_is_not_special_is_found_in_text(tmp_path: Path) -> None:
@@ -370,12 +326,12 @@ def test_added_bpe_token_that_is_not_special_is_found_in_text(tmp_path: Path) ->
         tokenizer["added_tokens"][0] | {"id": n_vocab, "content": "<tag>", "special": False}
     )
     path.write_text(json.dumps(tokenizer))
-    gguf_path, reference = _convert(tmp_path, n_vocab + 1), _bpe_reference(tmp_path)
+    gguf_path, reference = convert_vocab(tmp_path, n_vocab + 1), bpe_reference(tmp_path)
     assert _token(_read_header(gguf_path), n_vocab) == ("<tag>", TokenType.USER_DEFINED)
-    with _open(gguf_path) as vocab:
+    with open_vocab(gguf_path) as vocab:
         text = "one<tag>two <tag> three"
-        assert _tokenize(vocab, text) == reference(text)
-        assert n_vocab in _tokenize(vocab, text)
+        assert tokenize(vocab, text) == reference(text)
+        assert n_vocab in tokenize(vocab, text)
 
 
 def test_merges_as_pairs_give_the_same_vocabulary(tmp_path: Path) -> None:
@@ -383,16 +339,16 @@ def test_merges_as_pairs_give_the_same_vocabulary(tmp_path: Path) -> None:
     for merge_pairs in (False, True):
         directory = tmp_path / str(merge_pairs)
         n_vocab = write_bpe_tokenizer(directory, "llama-3", merge_pairs=merge_pairs)
-        headers.append(_read_header(_convert(directory, n_vocab)))
+        headers.append(_read_header(convert_vocab(directory, n_vocab)))
     assert headers[0] == headers[1]
 
 
 @pytest.mark.parametrize("add_prefix_space", [True, False])
 def test_add_prefix_space_is_what_the_checkpoint_says(add_prefix_space: bool, tmp_path: Path) -> None:
     _write_sentencepiece(tmp_path, {"add_prefix_space": add_prefix_space})
-    path = _convert(tmp_path, N_SPM)
-    with _open(path) as vocab:
-        first = _read_header(path)["ggml.tokens"][_tokenize(vocab, "the")[0]]
+    path = convert_vocab(tmp_path, N_SPM)
+    with open_vocab(path) as vocab:
+        first = _read_header(path)["ggml.tokens"][tokenize(vocab, "the")[0]]
     assert first.startswith("▁") == add_prefix_space
 
 
@@ -401,11 +357,11 @@ def test_infill_tokens_of_code_llama(tmp_path: Path) -> None:
     marks = ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
     _write_sentencepiece(tmp_path)
     (tmp_path / "added_tokens.json").write_text(json.dumps({mark: 32007 + i for i, mark in enumerate(marks)}))
-    path = _convert(tmp_path, 32016)
+    path = convert_vocab(tmp_path, 32016)
     header = _read_header(path)
     names = ("fim_pre", "fim_suf", "fim_mid", "eot")
     assert [header[f"ggml.{name}_token_id"] for name in names] == [32007, 32008, 32009, 32010]
-    with _open(path) as vocab:
+    with open_vocab(path) as vocab:
         assert llama_cpp.llama_vocab_n_tokens(vocab) == 32016
         assert llama_cpp.llama_vocab_fim_pre(vocab) == 32007
         assert llama_cpp.llama_vocab_fim_suf(vocab) == 32008
@@ -414,7 +370,7 @@ def test_infill_tokens_of_code_llama(tmp_path: Path) -> None:
 
 
 def test_other_vocabularies_have_no_infill_tokens(tmp_path: Path) -> None:
-    header = _read_header(_convert(_write_sentencepiece(tmp_path), N_SPM))
+    header = _read_header(convert_vocab(_write_sentencepiece(tmp_path), N_SPM))
     assert not {"ggml.fim_pre_token_id", "ggml.eot_token_id"} & header.keys()
 
 
@@ -423,7 +379,7 @@ def test_other_vocabularies_have_no_infill_tokens(tmp_path: Path) -> None:
 
 def test_more_pieces_than_embeddings(tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match=r"tokenizer\.model.*600 tokens.*599"):
-        _convert(_write_sentencepiece(tmp_path), N_SPM - 1)
+        convert_vocab(_write_sentencepiece(tmp_path), N_SPM - 1)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +396,7 @@ def test_more_pieces_than_embeddings(tmp_path: Path) -> None:
 def test_sentencepiece_settings_that_llama_cpp_does_not_know(change: dict[str, Any], tmp_path: Path) -> None:
     train_sentencepiece(tmp_path / "tokenizer.model", N_SPM, **change)
     with pytest.raises(QuantizeError, match=r"cannot be converted exactly: tokenizer\.model"):
-        _convert(tmp_path, N_SPM)
+        convert_vocab(tmp_path, N_SPM)
 
 
 @pytest.mark.parametrize(
@@ -462,7 +418,7 @@ def test_bpe_settings_that_llama_cpp_does_not_know(section: str, change: dict[st
     tokenizer[section] |= change
     path.write_text(json.dumps(tokenizer))
     with pytest.raises(QuantizeError, match="cannot be converted exactly"):
-        _convert(tmp_path, n_vocab)
+        convert_vocab(tmp_path, n_vocab)
 
 
 def test_the_same_text_twice(tmp_path: Path) -> None:
@@ -470,4 +426,4 @@ def test_the_same_text_twice(tmp_path: Path) -> None:
     _write_sentencepiece(tmp_path)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"▁the": N_SPM}))
     with pytest.raises(QuantizeError, match="twice"):
-        _convert(tmp_path, N_SPM + 1)
+        convert_vocab(tmp_path, N_SPM + 1)

@@ -22,6 +22,7 @@ def pull(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: the newest.")] = None,
     name: Annotated[str | None, typer.Option(help="Keep it under this name.")] = None,
     keep_checkpoint: Annotated[bool, typer.Option("--keep-checkpoint", help="Keep the downloaded weights.")] = False,
+    pre_tokenizer: Annotated[str | None, typer.Option(help="llama.cpp's name for one that is not recognized.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     r"""Download a model, convert and quantize it in one go.
@@ -41,7 +42,7 @@ def pull(
     from llamachat.models.pull import PullRequest
     from llamachat.models.pull import pull as run_pull
 
-    request = PullRequest(model, _BITS[bits] if bits else quant, revision, name, keep_checkpoint)
+    request = PullRequest(model, _BITS[bits] if bits else quant, revision, name, keep_checkpoint, pre_tokenizer)
     with pull_progress() as progress:
         result = run_pull(request, progress)
     if as_json:

@@ -48,6 +48,7 @@ def quantize(
     output_type: Annotated[str | None, typer.Option(help="The type of the output matrix.")] = None,
     embedding_type: Annotated[str | None, typer.Option(help="The type of the embeddings.")] = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all tensors instead of a mix.")] = False,
+    pre_tokenizer: Annotated[str | None, typer.Option(help="llama.cpp's name for one that is not recognized.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would come to, to the byte.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -73,7 +74,7 @@ def quantize(
 
     if (quant := quant or default_quant(source)) is None:
         raise typer.BadParameter("--quant says which file to make, for example q4_k_m; all of them: --types.")
-    mix = (requantize, tensor_type or (), output_type, embedding_type, pure)
+    mix = (requantize, tensor_type or (), output_type, embedding_type, pure, pre_tokenizer)
     request = QuantizeRequest(source, quant, out_path, threads, force, base, *mix)
     if dry_run:
         _say_prediction(predict(request), as_json)

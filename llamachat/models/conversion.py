@@ -36,6 +36,7 @@ class QuantizeRequest:
     output_type: str | None = None
     embedding_type: str | None = None
     pure: bool = False
+    pre_tokenizer: str | None = None
 
 
 @contextmanager
@@ -106,6 +107,7 @@ def predict(request: QuantizeRequest) -> quantize.Prediction:
             quantize.find_file_type(request.quant),
             requantize=request.requantize,
             choices=_choices(request),
+            pre_tokenizer=request.pre_tokenizer,
         )
 
 
@@ -125,6 +127,7 @@ def run(request: QuantizeRequest, progress: Callable[[int, int], None]) -> quant
             file_type,
             requantize=request.requantize,
             choices=_choices(request),
+            pre_tokenizer=request.pre_tokenizer,
             n_threads=request.n_threads,
             progress=progress,
         )

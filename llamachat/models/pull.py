@@ -51,6 +51,7 @@ class PullRequest:
     revision: str | None = None
     name: str | None = None
     keep_checkpoint: bool = False
+    pre_tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class _Target:
 
     name: str
     file_type: quantize.FileType
+    pre_tokenizer: str | None = None
     template: str | None = None
     system: str | None = None
     license: str | None = None
@@ -112,8 +114,8 @@ def _choose(request: PullRequest, reference: Reference) -> _Target:
     wanted = request.quant or quant or (spec.quant if spec else quantize.DEFAULT_FILE_TYPE)
     file_type = quantize.find_file_type(wanted)
     if spec:
-        return _Target(name, file_type, spec.template, spec.system, spec.license, spec.sampling)
-    return _Target(name, file_type)
+        return _Target(name, file_type, request.pre_tokenizer, spec.template, spec.system, spec.license, spec.sampling)
+    return _Target(name, file_type, request.pre_tokenizer)
 
 
 def _pull_from_hub(request: PullRequest, reference: NamedModel, target: _Target, progress: Progress) -> PullResult:
@@ -148,7 +150,7 @@ def _fetch_checkpoint(repository: Repository, directory: Path, target: _Target, 
                 "Do not use this repository.",
             )
     _fetch(repository, small, directory, lambda _: None)
-    quantize.check(directory)
+    quantize.check(directory, target.pre_tokenizer)
     shards = _shards(repository, directory)
     missing = [file for file in shards if not (directory / file.name).exists()]
     _require_room(sum(file.size_bytes for file in missing), sum(file.size_bytes for file in shards), target)
@@ -204,6 +206,7 @@ def _convert_and_publish(
             staged / file_name,
             target.file_type,
             provenance=_provenance(target, repository),
+            pre_tokenizer=target.pre_tokenizer,
             progress=lambda done, total: progress("quantize", done, total),
         )
         manifest = _manifest(checkpoint, target, repository, report)

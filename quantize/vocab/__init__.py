@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantize.checkpoint import is_meta_release
-from quantize.errors import CheckpointError, UnsupportedTokenizer, shown
+from quantize.errors import BadPreTokenizer, CheckpointError, UnsupportedTokenizer, shown
 from quantize.vocab.bpe import read_bpe
+from quantize.vocab.pre_tokenizers import check_name
 from quantize.vocab.sentencepiece import count_pieces, read_sentencepiece
 from quantize.vocab.tiktoken import count_tiktoken, is_tiktoken, read_tiktoken
 from quantize.vocab.vocabulary import Vocabulary
@@ -30,17 +31,23 @@ TOKENIZER_FILES = (
 """Every file of a checkpoint that may be read here."""
 
 
-def read_vocabulary(directory: Path, n_vocab: int) -> Vocabulary:
+def read_vocabulary(directory: Path, n_vocab: int, pre_tokenizer: str | None = None) -> Vocabulary:
     """Read the tokenizer in `directory`, padded to the `n_vocab` rows of the embedding matrix.
 
-    Raises `UnsupportedTokenizer` where llama.cpp would not produce the same ids, `CheckpointError` for damage.
+    `pre_tokenizer` is llama.cpp's name for the pre-tokenizer of a byte-level BPE, which is otherwise found. Raises
+    `UnsupportedTokenizer` where llama.cpp would not produce the same ids, `BadPreTokenizer` for a name that it does
+    not have or that is not asked for, `CheckpointError` for damage.
     """
+    if pre_tokenizer is not None:
+        check_name(pre_tokenizer)
     if is_meta_release(directory):
         vocabulary = _read_metas(directory, n_vocab)
     elif (directory / "tokenizer.model").exists():
+        if pre_tokenizer is not None:
+            raise BadPreTokenizer("A sentencepiece tokenizer has no pre-tokenizer.", "Leave --pre-tokenizer out.")
         vocabulary = read_sentencepiece(directory, n_vocab)
     elif (directory / "tokenizer.json").exists():
-        vocabulary = read_bpe(directory, n_vocab)
+        vocabulary = read_bpe(directory, n_vocab, pre_tokenizer)
     else:
         raise UnsupportedTokenizer("neither tokenizer.model nor tokenizer.json is there")
     _refuse_duplicates(vocabulary)

@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from io import BytesIO
 from itertools import pairwise, product
 from pathlib import Path
@@ -610,6 +611,7 @@ def _byte_alphabet() -> dict[int, str]:
     return stand_ins | {byte: chr(byte) for byte in printable}
 
 
+@cache
 def _learn_merges(n_merges: int) -> list[tuple[str, str]]:
     """The `n_merges` most useful BPE merges of the corpus; ties go to the pair that sorts first."""
     alphabet = _byte_alphabet()
