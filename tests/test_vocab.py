@@ -27,6 +27,7 @@ from support.checkpoints import (
     add_stress_merges,
     train_sentencepiece,
     write_bpe_tokenizer,
+    write_byte_fallback_tokenizer,
 )
 from support.vocab import Tokenize, bpe_reference, convert_vocab, open_vocab, tokenize
 
@@ -138,7 +139,7 @@ def _is_comparable(style: BpeStyle) -> Callable[[str], bool]:
 # --- both sides ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["trained", "llama-2", *BPE_STYLES])
+@pytest.fixture(scope="module", params=["trained", "llama-2", "trained.json", "llama-2.json", *BPE_STYLES])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     directory = tmp_path_factory.mktemp("checkpoint")
     if request.param in BPE_STYLES:
@@ -148,14 +149,19 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         reference, is_comparable = bpe_reference(directory), _is_comparable(request.param)
     else:
         path = LLAMA_2
-        if request.param == "trained":
+        if request.param.startswith("trained"):
             path = directory / "trained.model"
             train_sentencepiece(path, N_SPM)
         elif not path.exists():
             pytest.skip("the Llama 2 tokenizer is not on this machine")
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        n_vocab, reference, is_comparable = processor.vocab_size(), processor.encode, lambda _: True
-        (directory / "tokenizer.model").write_bytes(path.read_bytes())
+        is_comparable = lambda _: True  # noqa: E731
+        if request.param.endswith(".json"):
+            n_vocab = write_byte_fallback_tokenizer(directory, path)
+            reference = bpe_reference(directory)
+        else:
+            processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            n_vocab, reference = processor.vocab_size(), processor.encode
+            (directory / "tokenizer.model").write_bytes(path.read_bytes())
     with open_vocab(convert_vocab(directory, n_vocab)) as vocab:
         yield Pair(request.param, lambda text: tokenize(vocab, text), reference, is_comparable)
 

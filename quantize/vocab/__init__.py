@@ -1,21 +1,23 @@
 """The tokenizer of a checkpoint as a GGUF vocabulary.
 
-Which kind it is follows from the files: `tokenizer.model` is sentencepiece, `tokenizer.json` alone is byte-level
-BPE. In a release of Meta's, `tokenizer.model` is all there is, and may be tiktoken's as well. Special token ids,
-BOS/EOS flags and the chat template are read the way llama.cpp's converter reads them (`gguf.SpecialVocab`).
+Which kind it is follows from the files: `tokenizer.model` is sentencepiece; `tokenizer.json` alone is byte-level BPE,
+or, with byte fallback, a sentencepiece model in another form. In a release of Meta's, `tokenizer.model` is all there
+is, and may be tiktoken's as well. Special token ids, BOS/EOS flags and the chat template are read the way llama.cpp's
+converter reads them (`gguf.SpecialVocab`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from quantize.checkpoint import is_meta_release
+from quantize.checkpoint import is_meta_release, read_json
 from quantize.errors import BadPreTokenizer, CheckpointError, UnsupportedTokenizer, shown
 from quantize.vocab.bpe import read_bpe
+from quantize.vocab.byte_fallback import read_byte_fallback
 from quantize.vocab.pre_tokenizers import check_name
 from quantize.vocab.sentencepiece import count_pieces, read_sentencepiece
 from quantize.vocab.tiktoken import count_tiktoken, is_tiktoken, read_tiktoken
-from quantize.vocab.vocabulary import Vocabulary
+from quantize.vocab.vocabulary import Vocabulary, expect
 
 __all__ = ["TOKENIZER_FILES", "Vocabulary", "count_tokens", "read_vocabulary"]
 
@@ -40,18 +42,28 @@ def read_vocabulary(directory: Path, n_vocab: int, pre_tokenizer: str | None = N
     """
     if pre_tokenizer is not None:
         check_name(pre_tokenizer)
-    if is_meta_release(directory):
-        vocabulary = _read_metas(directory, n_vocab)
-    elif (directory / "tokenizer.model").exists():
-        if pre_tokenizer is not None:
-            raise BadPreTokenizer("A sentencepiece tokenizer has no pre-tokenizer.", "Leave --pre-tokenizer out.")
-        vocabulary = read_sentencepiece(directory, n_vocab)
-    elif (directory / "tokenizer.json").exists():
-        vocabulary = read_bpe(directory, n_vocab, pre_tokenizer)
-    else:
-        raise UnsupportedTokenizer("neither tokenizer.model nor tokenizer.json is there")
+    vocabulary = _read(directory, n_vocab, pre_tokenizer)
+    if pre_tokenizer is not None and vocabulary.model != "gpt2":
+        raise BadPreTokenizer("A sentencepiece tokenizer has no pre-tokenizer.", "Leave --pre-tokenizer out.")
     _refuse_duplicates(vocabulary)
     return vocabulary
+
+
+def _read(directory: Path, n_vocab: int, pre_tokenizer: str | None) -> Vocabulary:
+    if is_meta_release(directory):
+        return _read_metas(directory, n_vocab)
+    if (directory / "tokenizer.model").exists():
+        return read_sentencepiece(directory, n_vocab)
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        raise UnsupportedTokenizer("neither tokenizer.model nor tokenizer.json is there")
+    tokenizer = read_json(path)
+    model = expect(tokenizer, "model", dict, path)
+    if model.get("type", "BPE") != "BPE":
+        raise UnsupportedTokenizer("tokenizer.json is not BPE, and there is no tokenizer.model")
+    if model.get("byte_fallback"):
+        return read_byte_fallback(directory, n_vocab, tokenizer)
+    return read_bpe(directory, n_vocab, tokenizer, pre_tokenizer)
 
 
 def count_tokens(directory: Path) -> int:

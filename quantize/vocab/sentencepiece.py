@@ -25,7 +25,7 @@ from quantize.vocab.vocabulary import (
     read_special,
 )
 
-_ADDED_SCORE = -1000.0
+ADDED_SCORE = -1000.0
 
 _EOT = "▁<EOT>"
 _INFILL_KEYS = {
@@ -49,17 +49,14 @@ def read_sentencepiece(directory: Path, n_vocab: int) -> Vocabulary:
     tokens += [padding(token_id) for token_id in range(n_pieces, n_vocab)]
     _place_added(directory, tokens)
     _check_exact(tokens, settings)
-    special, ids = _special(directory, processor, n_vocab), {token.text.decode(): i for i, token in enumerate(tokens)}
-    can_infill = ids.keys() >= {*_INFILL_KEYS, _EOT}
-    if can_infill:
-        special.special_token_ids.setdefault("eot", ids[_EOT])
+    special = _special(directory, processor, n_vocab)
     return Vocabulary(
         model="llama",
         pre="default",
         tokens=tokens,
         special=special,
         add_space_prefix=_adds_space_prefix(directory, settings),
-        infill={key: ids[text] for text, key in _INFILL_KEYS.items()} if can_infill else {},
+        infill=find_infill(tokens, special),
     )
 
 
@@ -67,6 +64,15 @@ def count_pieces(directory: Path) -> int:
     """Return how many tokens tokenizer.model itself has."""
     path = directory / "tokenizer.model"
     return int(_load(path, read_bytes(path)).GetPieceSize())
+
+
+def find_infill(tokens: list[Token], special: SpecialVocab) -> dict[str, int]:
+    """Return the ids of Code Llama's infill tokens by GGUF key, if all are there, and note the end in `special`."""
+    ids = {token.text.decode(): i for i, token in enumerate(tokens)}
+    if not ids.keys() >= {*_INFILL_KEYS, _EOT}:
+        return {}
+    special.special_token_ids.setdefault("eot", ids[_EOT])
+    return {key: ids[text] for text, key in _INFILL_KEYS.items()}
 
 
 def _load(path: Path, proto: bytes) -> SentencePieceProcessor:
@@ -113,7 +119,7 @@ def _place_added(directory: Path, tokens: list[Token]) -> None:
     path = directory / "added_tokens.json"
     if path.exists():
         for text, token_id in read_json(path).items():
-            place(path, tokens, token_id, Token(encode(text, path), TokenType.USER_DEFINED, _ADDED_SCORE))
+            place(path, tokens, token_id, Token(encode(text, path), TokenType.USER_DEFINED, ADDED_SCORE))
     path = directory / "tokenizer_config.json"
     if path.exists():
         config = read_json(path)
@@ -126,7 +132,7 @@ def _place_added(directory: Path, tokens: list[Token]) -> None:
             if kind is TokenType.USER_DEFINED:
                 text = text.replace("▁", " ")  # llama.cpp matches these against the text before it is escaped
             token_id = int(key) if key.isdecimal() and len(key) < 10 else key
-            place(path, tokens, token_id, Token(encode(text, path), kind, _ADDED_SCORE))
+            place(path, tokens, token_id, Token(encode(text, path), kind, ADDED_SCORE))
 
 
 def _special(directory: Path, processor: SentencePieceProcessor, n_vocab: int) -> SpecialVocab:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from gguf import GGUFWriter, SpecialVocab, TokenType
 
 from quantize.checkpoint import read_bytes, read_json
 from quantize.errors import CheckpointError, UnsupportedTokenizer, shown
+
+Json = dict[str, Any]
 
 logging.getLogger("gguf").addHandler(logging.NullHandler())  # else its warnings go to the user's terminal
 
@@ -63,6 +65,31 @@ def encode(text: str, path: Path) -> bytes:
 def padding(token_id: int) -> Token:
     """The filler for rows of the embedding matrix that the tokenizer has no token for."""
     return Token(f"[PAD{token_id}]".encode(), TokenType.UNUSED, -10000.0)
+
+
+def vocab_tokens(path: Path, vocab: Json, n_vocab: int, make: Callable[[str], Token]) -> list[Token]:
+    """The `vocab` of a tokenizer.json (text → id) in id order, each made by `make`, padded to `n_vocab`."""
+    tokens = [padding(token_id) for token_id in range(n_vocab)]
+    for text, token_id in vocab.items():
+        if type(token_id) is not int or not 0 <= token_id < n_vocab:
+            problem = f"token {shown(text)} has the id {shown(token_id)}, outside 0…{n_vocab - 1}"
+            raise CheckpointError(path, problem)
+        if tokens[token_id].kind is not TokenType.UNUSED:
+            raise CheckpointError(path, f"gives the id {token_id} twice")
+        tokens[token_id] = make(text)
+    return tokens
+
+
+def added_tokens(tokenizer: Json, path: Path) -> list[Any]:
+    """The entries of a tokenizer.json's `added_tokens`, which may be absent."""
+    return [] if tokenizer.get("added_tokens") is None else list(expect(tokenizer, "added_tokens", list, path))
+
+
+def refuse_settings(section: Json, *names: str) -> None:
+    """Raise `UnsupportedTokenizer` if one of these settings, which llama.cpp does not know, is on."""
+    for name in names:
+        if section.get(name):
+            raise UnsupportedTokenizer(f"it has a {name}")
 
 
 def place(path: Path, tokens: list[Token], token_id: object, token: Token) -> None:

@@ -338,6 +338,47 @@ def train_sentencepiece(path: Path, n_vocab: int = 600, **changes: Any) -> None:
     path.write_bytes(model.getvalue())
 
 
+METASPACE: Json = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+PREPEND_AND_REPLACE: Json = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+}
+
+
+def write_byte_fallback_tokenizer(directory: Path, model_path: Path, pre_tokenizer: Json | None = None) -> int:
+    """Export a sentencepiece model as transformers does, to a tokenizer.json alone; return how many ids.
+
+    Without `pre_tokenizer` blanks are made ▁ by a normalizer, which is the older form.
+    """
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model_path))
+    pieces = [processor.IdToPiece(i) for i in range(processor.GetPieceSize())]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges: list[list[str]] = []
+    for piece in sorted(pieces, key=lambda piece: -processor.GetScore(vocab[piece])):
+        halves = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        known = [(left, right) for left, right in halves if left in vocab and right in vocab]
+        merges += [[left, right] for left, right in sorted(known, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))]
+    specials = [i for i in range(len(pieces)) if processor.IsControl(i) or processor.IsUnknown(i)]
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": vocab, "merges": merges,
+    }  # fmt: skip
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [_added_token(i, pieces[i], special=True) for i in specials],
+        "normalizer": None if pre_tokenizer else PREPEND_AND_REPLACE,
+        "pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": None, "model": model,
+    }  # fmt: skip
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_json(directory / "tokenizer.json", tokenizer)
+    _write_json(directory / "tokenizer_config.json", SENTENCEPIECE_CONFIG)
+    return len(pieces)
+
+
 # --- byte-level BPE -----------------------------------------------------------------------------------------
 
 
