@@ -12,7 +12,7 @@ from quantize.adapter import ADAPTER_FILE_TYPES, check_adapter, convert_adapter,
 from quantize.choices import Choices, parse_choices
 from quantize.errors import QuantizeError
 from quantize.header import Provenance
-from quantize.pipeline import ConversionReport, Prediction, check, convert, predict
+from quantize.pipeline import ConversionReport, Prediction, check, convert, predict, predict_from_config
 from quantize.recipe import DEFAULT_FILE_TYPE, FILE_TYPES, FileType, find_file_type
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "parse_choices",
     "predict",
     "predict_adapter",
+    "predict_from_config",
 ]

@@ -16,7 +16,7 @@ from quantize.checkpoint.tensor import ITEM_SIZES, count_elements
 from quantize.choices import Choices
 from quantize.errors import CheckpointError, TensorError, UnsupportedWeights, shown
 from quantize.gguf_reader import GGUFContents
-from quantize.plan import Plan
+from quantize.plan import Outline, Plan
 from quantize.recipe import FileType, ModelTraits, QType, is_covered, llama_cpp_order, tensor_types
 
 _SPLIT_KEYS = (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT)
@@ -45,7 +45,7 @@ def plan_from_gguf(
     types = tensor_types(shapes, file_type, traits, stored=stored, choices=choices)
     _refuse_unreadable(contents, types)
     n_params = sum(count_elements(shape) for name, shape in shapes.items() if not name.startswith("rope_"))
-    return Plan(architecture, _copy_header(contents, file_type), dict(sources), types, n_params)
+    return Plan(Outline(architecture, _copy_header(contents, file_type), shapes, types, n_params), dict(sources))
 
 
 def refuse_split(contents: GGUFContents) -> None:

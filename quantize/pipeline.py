@@ -8,37 +8,33 @@ final file touches the disk. Every row is quantized by itself, which is why the 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
-from gguf import size_label
 
 from quantize import ggml
 from quantize.architectures import find_architecture
-from quantize.architectures.base import Architecture, ExpectedTensor
-from quantize.checkpoint import Checkpoint, open_checkpoint, read_config
-from quantize.checkpoint.merged import find_not_finite, origin
-from quantize.checkpoint.tensor import PermutedRows, StackedRows, TensorSource, count_elements
+from quantize.checkpoint import open_checkpoint, read_config
+from quantize.checkpoint.merged import files_of, find_not_finite, origin
+from quantize.checkpoint.tensor import TensorSource
 from quantize.choices import Choices
 from quantize.errors import BadPreTokenizer, TensorError
+from quantize.from_checkpoint import outline_from_config, plan_from_checkpoint
 from quantize.from_gguf import plan_from_gguf
 from quantize.gguf_reader import open_gguf
-from quantize.header import Provenance, build_header
-from quantize.plan import Plan
-from quantize.recipe import FileType, QType, tensor_types
+from quantize.header import Provenance
+from quantize.plan import Outline, Plan
+from quantize.recipe import FileType, QType
+from quantize.schedule import Block, Schedule
+from quantize.supply import Ledger, Supply
 from quantize.vocab import read_vocabulary
 from quantize.writer import GGUFFile, predict_size
-
-_BLOCK_ELEMENTS = 1 << 18
-"""Elements worked on at a time per thread: 1 MiB of F32, which stays in a core's own cache."""
 
 _REPORT_EVERY_S = 0.1
 
@@ -85,6 +81,8 @@ def convert(
     pre_tokenizer: str | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
+    journal: Path | None = None,
+    supply: Supply | None = None,
 ) -> ConversionReport:
     """Convert and quantize `source` to the GGUF file `out_path` in one pass.
 
@@ -93,10 +91,14 @@ def convert(
     `pre_tokenizer`, llama.cpp's name for a pre-tokenizer that is not recognized, are for checkpoints. `n_threads`
     defaults to the cores this process may use. Raises `QuantizeError`; whatever is raised, `out_path` is then as it
     was before.
+
+    With a `journal`, what was done when the work was cut short is kept, and the next call with the same arguments
+    goes on from there; the caller removes that file when the result has found its place. `supply` hands out weight
+    files that are still arriving.
     """
     started = time.monotonic()
     with _planned(source, file_type, requantize, choices, provenance, pre_tokenizer) as plan:
-        return run_plan(plan, out_path, file_type, n_threads, progress, started)
+        return run_plan(plan, out_path, file_type, n_threads, progress, started, journal, supply)
 
 
 def run_plan(
@@ -106,13 +108,15 @@ def run_plan(
     n_threads: int | None,
     progress: Progress | None,
     started: float,
+    journal: Path | None = None,
+    supply: Supply | None = None,
 ) -> ConversionReport:
     """Do what was planned; the time is counted from `started`, on the monotonic clock."""
-    with GGUFFile(out_path, plan.header, plan.tensors) as out:
-        _quantize_all(plan, out, n_threads or _usable_cores(), progress)
+    with GGUFFile(out_path, plan.outline.header, plan.outline.tensors, journal) as out:
+        _quantize_all(plan, out, n_threads or _usable_cores(), progress, supply)
         sha256 = out.publish()
     return ConversionReport(
-        **vars(_predict(plan, file_type, out.size_bytes)),
+        **vars(_predict(plan.outline, file_type, out.size_bytes, plan.notes)),
         path=out_path,
         sha256=sha256,
         elapsed_s=time.monotonic() - started,
@@ -138,12 +142,28 @@ def predict(
 
 def predict_plan(plan: Plan, file_type: FileType) -> Prediction:
     """Return what `run_plan` will make; the plan's header is used up."""
-    return _predict(plan, file_type, predict_size(plan.header, plan.tensors))
+    return _predict(plan.outline, file_type, predict_size(plan.outline.header, plan.outline.tensors), plan.notes)
 
 
-def _predict(plan: Plan, file_type: FileType, size_bytes: int) -> Prediction:
-    counts = Counter(qtype.name for qtype in plan.types.values())
-    return Prediction(file_type, plan.architecture, size_bytes, plan.n_params, dict(counts.most_common()), plan.notes)
+def predict_from_config(
+    directory: Path,
+    file_type: FileType,
+    *,
+    choices: Choices | None = None,
+    provenance: Provenance | None = None,
+    pre_tokenizer: str | None = None,
+) -> Prediction:
+    """Return what `convert` will make of a checkpoint whose weights are not here yet, exact to the byte.
+
+    Raises `QuantizeError` if config and tokenizer already show that it cannot be converted.
+    """
+    outline = outline_from_config(directory, read_config(directory), file_type, choices, provenance, pre_tokenizer)
+    return _predict(outline, file_type, predict_size(outline.header, outline.tensors))
+
+
+def _predict(outline: Outline, file_type: FileType, size_bytes: int, notes: tuple[str, ...] = ()) -> Prediction:
+    counts = dict(Counter(qtype.name for qtype in outline.types.values()).most_common())
+    return Prediction(file_type, outline.architecture, size_bytes, outline.n_params, counts, notes)
 
 
 def check(directory: Path, pre_tokenizer: str | None = None) -> None:
@@ -171,152 +191,47 @@ def _planned(
             yield plan_from_gguf(contents, file_type, requantize=requantize, choices=choices)
         return
     with open_checkpoint(source) as checkpoint:
-        yield _plan(checkpoint, file_type, choices, provenance, pre_tokenizer)
+        yield plan_from_checkpoint(checkpoint, file_type, choices, provenance, pre_tokenizer)
 
 
-def _plan(
-    checkpoint: Checkpoint,
-    file_type: FileType,
-    choices: Choices | None,
-    provenance: Provenance | None,
-    pre_tokenizer: str | None,
-) -> Plan:
-    architecture = find_architecture(checkpoint.config, checkpoint.config_path)
-    sources = _match_tensors(checkpoint, architecture)
-    n_params = sum(count_elements(source.shape) for source in sources.values())
-    sources.update(architecture.computed_tensors())
-    shapes = {name: source.shape for name, source in sources.items()}
-    vocabulary = read_vocabulary(checkpoint.directory, architecture.n_vocab, pre_tokenizer)
-    label = _size_label(sources, n_params, architecture.traits.n_expert)
-    return Plan(
-        architecture=architecture.gguf_name,
-        header=build_header(checkpoint, architecture, vocabulary, file_type, label, provenance),
-        sources=sources,
-        types=tensor_types(shapes, file_type, architecture.traits, choices=choices),
-        n_params=n_params,
-    )
-
-
-def _size_label(sources: Mapping[str, TensorSource], n_params: int, n_expert: int) -> str:
-    """How people call the size: 7B, or 8x7B with eight experts."""
-    n_expert_params = sum(count_elements(s.shape) for s in sources.values() if isinstance(s, StackedRows))
-    return size_label(n_params, n_params - n_expert_params, n_expert_params // max(1, n_expert), n_expert)
-
-
-def _match_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, TensorSource]:
-    """Pair every promised tensor with the one in the checkpoint; nothing missing, misshapen or left over."""
-    sources: dict[str, TensorSource] = {}
-    left_over = dict(checkpoint.tensors)
-    for expected in architecture.expected_tensors():
-        found: list[TensorSource] = []
-        for name in expected.hf_names:
-            tensor = left_over.pop(name, None)
-            if tensor is None:
-                raise TensorError(checkpoint.directory, name, "is missing")
-            if tensor.shape != expected.shape:
-                promise = f"{checkpoint.config_path.name} promises {list(expected.shape)}"
-                raise TensorError(tensor.path, tensor.name, f"has shape {list(tensor.shape)}, but {promise}")
-            found.append(tensor)
-        sources[expected.gguf_name] = _in_order(expected, found)
-    for name, tensor in left_over.items():
-        if not architecture.is_redundant(name):
-            raise TensorError(tensor.path, name, "is not part of this architecture")
-    return sources
-
-
-def _in_order(expected: ExpectedTensor, tensors: Sequence[TensorSource]) -> TensorSource:
-    """The tensors of the checkpoint as the one that goes into the GGUF."""
-    first, heads = tensors[0], expected.permute_heads
-    if expected.n_expert is None:
-        return PermutedRows(first, heads) if heads else first
-    for tensor in tensors:
-        if tensor.qtype != first.qtype:
-            problem = f"is stored as {tensor.qtype.name}, but {first.name} as {first.qtype.name}"
-            raise TensorError(tensor.path, tensor.name, problem)
-    return StackedRows(expected.hf_name.format("*"), tuple(tensors))
-
-
-def _quantize_all(plan: Plan, out: GGUFFile, n_threads: int, progress: Progress | None) -> None:
+def _quantize_all(plan: Plan, out: GGUFFile, n_threads: int, progress: Progress | None, supply: Supply | None) -> None:
     """Run the threads over all blocks; the first error stops them and is raised here."""
-    queue = _BlockQueue(_blocks(plan.sources))
-    n_elements = sum(count_elements(source.shape) for source in plan.sources.values())
+    schedule = Schedule(plan.sources, out.finished)
+    ledger = Ledger(plan.sources, out, supply)
     with ThreadPoolExecutor(n_threads, thread_name_prefix="quantize") as pool:
-        workers = {pool.submit(_work, queue, plan, out) for _ in range(n_threads)}
+        workers = {pool.submit(_work, schedule, plan, out, supply) for _ in range(n_threads)}
         try:
             while workers:
                 done, workers = wait(workers, timeout=_REPORT_EVERY_S, return_when=FIRST_EXCEPTION)
                 if progress:
-                    progress(queue.n_done, n_elements)
+                    progress(schedule.n_done, schedule.n_elements)
                 for worker in done:
                     worker.result()
-                if first := queue.first_unfinished:
-                    out.hash_up_to(first.name, first.first_row)
+                ledger.enter(schedule.take_finished())
         finally:
-            queue.close()
+            schedule.close()
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A run of rows of one tensor."""
-
-    name: str
-    first_row: int
-    n_rows: int
-
-
-class _BlockQueue:
-    """Hands blocks to the threads and counts the elements that are done."""
-
-    def __init__(self, blocks: Iterator[_Block]) -> None:
-        self._blocks = blocks
-        self._lock = threading.Lock()
-        self._closed = False
-        self._in_work: list[_Block] = []
-        self.n_done = 0
-
-    @property
-    def first_unfinished(self) -> _Block | None:
-        """A block being worked on, with everything before it done: blocks are handed out in the order of the file."""
-        with self._lock:
-            return self._in_work[0] if self._in_work else None
-
-    def take(self) -> _Block | None:
-        with self._lock:
-            block = None if self._closed else next(self._blocks, None)
-            if block:
-                self._in_work.append(block)
-            return block
-
-    def finish(self, block: _Block, n_elements: int) -> None:
-        with self._lock:
-            self._in_work.remove(block)
-            self.n_done += n_elements
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-
-
-def _blocks(sources: Mapping[str, TensorSource]) -> Iterator[_Block]:
-    """Cut all tensors; a block never reaches from one expert into the next."""
-    for name, source in sources.items():
-        n_matrices = count_elements(source.shape[:-2])
-        n_rows, n_columns = count_elements(source.shape[:-1]) // n_matrices, source.shape[-1]
-        groups = max(1, _BLOCK_ELEMENTS // (n_columns * source.row_group))
-        step = groups * source.row_group
-        for i_matrix, first in product(range(n_matrices), range(0, n_rows, step)):
-            yield _Block(name, i_matrix * n_rows + first, min(step, n_rows - first))
-
-
-def _work(queue: _BlockQueue, plan: Plan, out: GGUFFile) -> None:
+def _work(schedule: Schedule, plan: Plan, out: GGUFFile, supply: Supply | None) -> None:
     buffers = _Buffers()
-    while block := queue.take():
-        source, qtype = plan.sources[block.name], plan.types[block.name]
+    while block := schedule.take():
+        source, qtype = plan.sources[block.name], plan.outline.types[block.name]
+        if supply and not _wait_for(source, supply, schedule):
+            return
         out.write(block.name, block.first_row, _quantize_block(source, qtype, block, buffers))
-        queue.finish(block, block.n_rows * source.shape[-1])
+        schedule.finish(block)
 
 
-def _quantize_block(source: TensorSource, qtype: QType, block: _Block, buffers: _Buffers) -> ggml.Buffer:
+def _wait_for(source: TensorSource, supply: Supply, schedule: Schedule) -> bool:
+    """Wait until the files of `source` are here; False if the work is called off meanwhile."""
+    for path in files_of(source):
+        while not supply.wait_for(path, _REPORT_EVERY_S):
+            if schedule.is_closed:
+                return False
+    return True
+
+
+def _quantize_block(source: TensorSource, qtype: QType, block: Block, buffers: _Buffers) -> ggml.Buffer:
     """Read a block and return its bytes in the target type, in a buffer that the next call reuses."""
     n_columns = source.shape[-1]
     n_elements = block.n_rows * n_columns

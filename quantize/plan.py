@@ -11,19 +11,27 @@ from quantize.recipe import QType
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The header, and where each tensor of the finished file comes from and what it becomes, by GGUF name in order."""
+class Outline:
+    """The finished file: its header, and the shape and type of each tensor by GGUF name, in order."""
 
     architecture: str
     header: GGUFWriter
-    sources: dict[str, TensorSource]
+    shapes: dict[str, tuple[int, ...]]
     types: dict[str, QType]
     n_params: int
     """Elements of the tensors that were trained."""
-    notes: tuple[str, ...] = ()
-    """What the user should know, a sentence each."""
 
     @property
     def tensors(self) -> dict[str, tuple[QType, tuple[int, ...]]]:
         """Type and shape of each tensor, as the writer wants them."""
-        return {name: (self.types[name], source.shape) for name, source in self.sources.items()}
+        return {name: (self.types[name], shape) for name, shape in self.shapes.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An outline, and where each of its tensors comes from."""
+
+    outline: Outline
+    sources: dict[str, TensorSource]
+    notes: tuple[str, ...] = ()
+    """What the user should know, a sentence each."""

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,9 +22,13 @@ import numpy as np
 from gguf import GGUFWriter
 from gguf.gguf_writer import WriterState
 
-from quantize.errors import OutputError
+from quantize.errors import CheckpointError, OutputError
 from quantize.ggml import Buffer, read_tensor_table, row_size
+from quantize.journal import Journal
 from quantize.recipe import QType
+
+_HASH_AT_ONCE = 128 << 20
+"""Bytes; about a tenth of a second."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +54,68 @@ class TensorPlace:
 class GGUFFile:
     """A GGUF file in the making; use as a context manager, and call `publish` when all tensors are written."""
 
-    def __init__(self, path: Path, header: GGUFWriter, tensors: Mapping[str, tuple[QType, tuple[int, ...]]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: GGUFWriter,
+        tensors: Mapping[str, tuple[QType, tuple[int, ...]]],
+        journal_path: Path | None = None,
+    ) -> None:
         """Write `header` and the tensor table for `tensors`, and reserve room for their data.
 
-        Raises `OutputError` if the file cannot be created or the disk is too small.
+        With a journal, what a run before this one secured of the same file is taken over, and what this one secures
+        stays for the next. Raises `OutputError` if the file cannot be created or the disk is too small.
         """
         self.path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self.finished: set[str] = set()
+        owner = "" if journal_path else f".{os.getpid()}"
+        self._partial = path.with_name(f".{path.name}{owner}.partial")
         self._fd = -1
         self._digest, self._n_hashed, self._hash_buffer = hashlib.sha256(), 0, bytearray(1 << 20)
         try:
             encoded, layout = _encode(header, tensors)
             self.places, self.size_bytes = layout.places, layout.size_bytes
-            self._partial.write_bytes(encoded)
-            self._fd = os.open(self._partial, os.O_RDWR)
-            _reserve(self._fd, self.size_bytes)
+            self._journal = Journal(journal_path, hashlib.sha256(encoded).hexdigest()) if journal_path else None
+            if not self._take_over(encoded):
+                self._create(encoded)
         except BaseException as error:
             self._discard()
             if isinstance(error, OSError):
                 raise _output_error(path, error) from error
             raise
+        self._secured = set(self.finished)
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether there is a journal."""
+        return self._journal is not None
+
+    def _take_over(self, encoded: bytes) -> bool:
+        """Go on with the file of an earlier run, if it is there and is the same one."""
+        names = self._journal.read() if self._journal else None
+        if names is None or not names <= self.places.keys():
+            return False
+        if self.path.exists() and not self._partial.exists():  # it was finished, but not yet put to use
+            self.path.rename(self._partial)
+        try:
+            self._fd = os.open(self._partial, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        is_same = os.fstat(self._fd).st_size == self.size_bytes and os.pread(self._fd, len(encoded), 0) == encoded
+        if is_same:
+            self.finished = names
+        else:
+            os.close(self._fd)
+            self._fd = -1
+        return is_same
+
+    def _create(self, encoded: bytes) -> None:
+        self._partial.write_bytes(encoded)
+        self._fd = os.open(self._partial, os.O_RDWR)
+        _reserve(self._fd, self.size_bytes)
+        if self._journal:
+            os.fsync(self._fd)
+            self._journal.start()
 
     def write(self, name: str, first_row: int, data: Buffer) -> None:
         """Put whole rows of a tensor in their place. Safe from several threads."""
@@ -83,13 +129,27 @@ class GGUFFile:
         except OSError as error:
             raise _output_error(self.path, error) from error
 
-    def hash_up_to(self, name: str, row: int) -> None:
-        """Hash what comes before this row of a tensor, all of which must have been written. For one thread only."""
-        place = self.places[name]
+    def finish(self, names: Iterable[str]) -> None:
+        """Take note that these tensors are wholly written, and hash some of what is. For one thread only."""
+        self.finished.update(names)
+        first = next((place for name, place in self.places.items() if name not in self.finished), None)
+        end = first.offset if first else self.size_bytes
         try:
-            self._hash_up_to(place.offset + row * place.n_row_bytes)
+            self._hash_up_to(min(end, self._n_hashed + _HASH_AT_ONCE))
         except OSError as error:
             raise _output_error(self.path, error) from error
+
+    def secure(self) -> None:
+        """Put all finished tensors where no crash can undo them."""
+        if self._journal is None:
+            return
+        names = sorted(self.finished - self._secured)
+        try:
+            os.fsync(self._fd)
+            self._journal.append(names)
+        except OSError as error:
+            raise _output_error(self.path, error) from error
+        self._secured.update(names)
 
     def _hash_up_to(self, end: int) -> None:
         while self._n_hashed < end:
@@ -105,9 +165,11 @@ class GGUFFile:
         table = read_tensor_table(self._partial)
         expected = {name: (place.qtype, place.offset, place.size_bytes) for name, place in self.places.items()}
         if table != expected or os.fstat(self._fd).st_size != self.size_bytes:
+            self._discard()
             raise OutputError(self.path, "ggml does not read back what was written", "Report this; nothing was kept.")
         try:
             self._sync_and_hash()
+            self.secure()
             self._partial.replace(self.path)
             sync_directory(self.path.parent)
         except OSError as error:
@@ -128,13 +190,19 @@ class GGUFFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file, and remove it unless it was published."""
-        self._discard()
+        """Close the file; what was not published is removed, or kept for the next run where that can use it."""
+        if self._journal and not isinstance(error, CheckpointError):
+            self._close()
+        else:
+            self._discard()
 
-    def _discard(self) -> None:
+    def _close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _discard(self) -> None:
+        self._close()
         with suppress(OSError):  # it may be what could not be made in the first place
             self._partial.unlink()
 

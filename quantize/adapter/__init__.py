@@ -29,7 +29,7 @@ from quantize.checkpoint.torch_file import read_torch_file
 from quantize.errors import CheckpointError, TensorError, UnsupportedAdapter, UnsupportedWeights, shown
 from quantize.header import printable
 from quantize.pipeline import ConversionReport, Prediction, Progress, predict_plan, run_plan
-from quantize.plan import Plan
+from quantize.plan import Outline, Plan
 from quantize.recipe import FileType, QType
 
 __all__ = ["ADAPTER_FILE_TYPES", "check_adapter", "convert_adapter", "is_adapter", "predict_adapter"]
@@ -113,14 +113,14 @@ def _plan(
         if of_target := by_target.get(tensor.gguf_name):
             sources[f"{tensor.gguf_name}.lora_a"] = _stack([_a(pair) for pair in of_target], of_target)
             sources[f"{tensor.gguf_name}.lora_b"] = _stack([_b(pair, factors) for pair in of_target], of_target)
-    return Plan(
+    outline = Outline(
         architecture=base.architecture.gguf_name,
         header=_header(base.architecture.gguf_name, printable(directory.resolve().name), alpha),
-        sources=sources,
+        shapes={name: source.shape for name, source in sources.items()},
         types={name: _tensor_type(source, file_type) for name, source in sources.items()},
         n_params=sum(count_elements(source.shape) for source in sources.values()),
-        notes=_notes(settings, base),
     )
+    return Plan(outline, sources, notes=_notes(settings, base))
 
 
 def _fold_alphas(settings: AdapterSettings, pairs: Sequence[LoraPair]) -> tuple[float, dict[str, float]]:

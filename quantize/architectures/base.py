@@ -45,6 +45,11 @@ class ExpectedTensor:
     """Number of tensors in the checkpoint that are stacked into this one; None if it is one there, too."""
 
     @property
+    def gguf_shape(self) -> tuple[int, ...]:
+        """The shape in GGUF: stacked tensors have one more dimension, their number."""
+        return self.shape if self.n_expert is None else (self.n_expert, *self.shape)
+
+    @property
     def hf_names(self) -> list[str]:
         """The names in the checkpoint: one, or one an expert."""
         return [self.hf_name] if self.n_expert is None else [self.hf_name.format(i) for i in range(self.n_expert)]

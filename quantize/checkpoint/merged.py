@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from quantize.checkpoint.tensor import StackedRows, TensorSource
+from quantize.checkpoint.tensor import FileTensor, PermutedRows, StackedRows, TensorSource
 from quantize.ggml import Buffer, is_finite, row_size
 
 
@@ -108,3 +108,16 @@ def _parts(source: TensorSource, first: int, n_rows: int) -> Iterator[tuple[Tens
             yield from ((part, first, n_rows) for part in source.parts)
         case _:
             yield source, first, n_rows
+
+
+def files_of(source: TensorSource) -> frozenset[Path]:
+    """The weight files that rows of `source` are read from."""
+    match source:
+        case FileTensor():
+            return frozenset((source.path,))
+        case PermutedRows():
+            return files_of(source.source)
+        case StackedRows() | ConcatenatedRows() | ConcatenatedColumns():
+            return frozenset().union(*map(files_of, source.parts))
+        case _:
+            return frozenset()
