@@ -139,7 +139,7 @@ class ConversionFailed(LlamachatError):
 
 
 class UnusableAdapter(LlamachatError):
-    """An adapter without its base, or that is not yet what is needed."""
+    """An adapter without its base, for another one, or that is not yet what is needed."""
 
 
 class AlreadyThere(LlamachatError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from llamachat.cli.options import parse_gpu_layers
+from llamachat.cli.options import parse_adapter, parse_gpu_layers
 from llamachat.cli.output import out
 from llamachat.errors import CannotRead, describe_os_error
 
@@ -44,6 +44,9 @@ def chat(
     threads: Annotated[int | None, typer.Option(min=1, max=512, help="Threads; default: the physical cores.")] = None,
     gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto",
     kv_type: Annotated[str, typer.Option(help="KV cache: f16, q8_0 or q4_0.")] = "f16",
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="PATH[:SCALE]", help="GGUF adapter (LoRA) to apply; repeatable.")
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Tell speed and tokens after each answer.")] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Do not remember what is typed.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="No colour, no line editing.")] = False,
@@ -57,9 +60,10 @@ def chat(
       llamachat chat llama-2-7b-chat -s "Answer in Chinese."
       llamachat chat -p "Why is the sky blue?" --temperature 0
       git diff | llamachat chat -p "Write a commit message"
+      llamachat chat llama-2-7b-chat --adapter my-lora.gguf:0.8
     """
     from llamachat.cli.opening import ChatOptions, open_chat
-    from llamachat.engine.base import EngineOptions
+    from llamachat.engine.base import EngineOptions, LoraAdapter
 
     question = _question(prompt, files or [])
     if as_json and question is None:
@@ -74,7 +78,9 @@ def chat(
         "repeat_penalty": repeat_penalty,
         "seed": seed,
     }
-    engine_options = EngineOptions(n_ctx, threads, parse_gpu_layers(gpu_layers), kv_type)  # type: ignore[arg-type]
+    adapters = [LoraAdapter(*parse_adapter(text)) for text in adapter or ()]
+    layers = parse_gpu_layers(gpu_layers)
+    engine_options = EngineOptions(n_ctx, threads, layers, kv_type, adapters)  # type: ignore[arg-type]
     options = ChatOptions(engine_options, sampling, system, template, max_tokens, tuple(stop or ()))
     if plain:
         os.environ["TERM"] = "dumb"  # understood by all that draws here: no colour, nothing that moves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,9 +11,10 @@ from llamachat.chat.templates import TemplateChoice, choose_template
 from llamachat.cli.output import out
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 from llamachat.engine import open_engine
-from llamachat.engine.base import Engine, EngineOptions
+from llamachat.engine.base import Engine, EngineOptions, LoraAdapter
 from llamachat.engine.sampling import SamplingParams, recommended
 from llamachat.errors import LlamachatError
+from llamachat.models.adapters import check_adapter
 from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
 
@@ -38,13 +39,15 @@ class OpenChat:
     session: Session
     choice: TemplateChoice
     default_system: str | None
+    adapters: Sequence[LoraAdapter] = ()
 
     def describe(self) -> str:
-        """One line: model, context, threads or GPU, template."""
+        """One line: model with its adapters, context, threads or GPU, template."""
         info = self.session.engine.info
         n_threads = info.n_threads
         where = "GPU" if info.backend == "GPU" else f"{n_threads} thread{'s' * (n_threads > 1)}"
-        return f"{self.model.label} · {info.n_ctx:,} tokens · {where} · template {self.choice.template.name}"
+        model = " + ".join([self.model.label, *(adapter.path.name for adapter in self.adapters)])
+        return f"{model} · {info.n_ctx:,} tokens · {where} · template {self.choice.template.name}"
 
     def describe_stats(self, answer: Answer) -> str:
         """One line about an answer: why it ended, tokens and speeds."""
@@ -76,6 +79,9 @@ def load_engine(stored: StoredModel, options: EngineOptions) -> Engine:
 def open_chat(model: str | None, options: ChatOptions) -> Iterator[OpenChat]:
     """Load a model and begin a conversation with it."""
     stored = resolve(model)
+    for adapter in options.engine.adapters:
+        for note in check_adapter(adapter.path, stored.path):
+            out.warning(note)
     engine = load_engine(stored, options.engine)
     try:
         choice = choose_template(options.template, stored.template, engine.info.metadata)
@@ -90,7 +96,7 @@ def open_chat(model: str | None, options: ChatOptions) -> Iterator[OpenChat]:
             max_tokens=options.max_tokens,
             stop=options.stop,
         )
-        yield OpenChat(stored, session, choice, stored.system)
+        yield OpenChat(stored, session, choice, stored.system, options.engine.adapters)
     finally:
         engine.close()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import typer
 
 _MAX_LAYERS = 10_000
+_MAX_SCALE = 1000
 
 
 def parse_gpu_layers(text: str) -> int | Literal["auto"]:
@@ -16,3 +18,17 @@ def parse_gpu_layers(text: str) -> int | Literal["auto"]:
     if text.isascii() and text.isdecimal() and int(text) <= _MAX_LAYERS:
         return int(text)
     raise typer.BadParameter(f"--gpu-layers is auto or a number up to {_MAX_LAYERS}.")
+
+
+def parse_adapter(text: str) -> tuple[Path, float]:
+    """PATH[:SCALE]: a file, and a number of which 1 is the default."""
+    head, colon, tail = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        scale = float(tail)
+    except ValueError:
+        return Path(text), 1.0
+    if not head or not -_MAX_SCALE <= scale <= _MAX_SCALE:
+        raise typer.BadParameter(f"--adapter is PATH or PATH:SCALE, with a scale from -{_MAX_SCALE} to {_MAX_SCALE}.")
+    return Path(head), scale

@@ -9,11 +9,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from llamachat.engine.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """A GGUF adapter, and how much of what it adds to the model's weights is added."""
+
+    path: Path
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class EngineOptions:
     n_threads: int | None = None
     n_gpu_layers: int | Literal["auto"] = "auto"
     kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    adapters: Sequence[LoraAdapter] = ()
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from llamachat.engine.base import (
 )
 from llamachat.engine.hardware import default_threads
 from llamachat.engine.sampling import SamplerStep, sampler_chain
-from llamachat.errors import EngineFailed, NotAModelFile, PromptTooLong
+from llamachat.errors import EngineFailed, NotAModelFile, PromptTooLong, UnusableAdapter
 
 _N_BATCH = 512
 _DEFAULT_N_CTX = 8192
@@ -161,16 +161,22 @@ class LlamaEngine:
     """`Engine` over llama.cpp: one model, one context, one sequence."""
 
     def __init__(self, path: Path, options: EngineOptions | None = None, cancel: threading.Event | None = None) -> None:
-        """Load the GGUF file at `path`; raise `NotAModelFile` or `EngineFailed`, also soon after `cancel` is set."""
+        """Load the GGUF file at `path`, and the adapters.
+
+        Raises `NotAModelFile`, `UnusableAdapter` or `EngineFailed`; the first also soon after `cancel` is set.
+        """
         options = options or EngineOptions()
         started = time.monotonic()
         self._ids: list[int] = []
         self._model = _load_model(path, options.n_gpu_layers, cancel=cancel)
         try:
+            # Before the context, which makes room for what they add to the graph. They are the model's from then on.
+            adapters = [_load_adapter(self._model, adapter.path) for adapter in options.adapters]
             self._context, n_threads = self._open_context(options)
-        except EngineFailed:
+        except (EngineFailed, UnusableAdapter):
             llama_cpp.llama_model_free(self._model)
             raise
+        self._apply(adapters, [adapter.scale for adapter in options.adapters])
         self._memory = llama_cpp.llama_get_memory(self._context)
         self.tokenizer = LlamaTokenizer(self._model)
         self.info = EngineInfo(
@@ -198,6 +204,11 @@ class LlamaEngine:
         if not context:
             raise EngineFailed(f"no context of {params.n_ctx:,} tokens could be made ({_last_error(log)})")
         return context, params.n_threads
+
+    def _apply(self, adapters: Sequence[Any], scales: Sequence[float]) -> None:
+        n = len(adapters)
+        handles, factors = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*adapters), (ctypes.c_float * n)(*scales)
+        llama_cpp.llama_set_adapters_lora(self._context, handles, n, factors)
 
     def generate(self, request: GenerationRequest, cancel: threading.Event) -> Iterator[Event]:
         """See `Engine`."""
@@ -293,7 +304,7 @@ class LlamaEngine:
         """See `Engine`."""
         if self._model:
             llama_cpp.llama_free(self._context)
-            llama_cpp.llama_model_free(self._model)
+            llama_cpp.llama_model_free(self._model)  # and its adapters
             self._model = None
 
 
@@ -359,6 +370,19 @@ def _load_model(
     if not model:
         raise NotAModelFile(path, f"cannot be loaded ({_last_error(log)})")
     return model
+
+
+def _load_adapter(model: Any, path: Path) -> Any:
+    """Load a GGUF adapter for `model`, which frees it with itself; raise `UnusableAdapter` if it does not fit."""
+    with _collected_log() as log:
+        adapter = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
+    if not adapter:
+        reason = _last_error(log).rpartition("lora adapter: ")[2]
+        raise UnusableAdapter(
+            f"{path}: the adapter cannot be used with this model ({reason}).",
+            "Use it with the model that it was trained on.",
+        )
+    return adapter
 
 
 def _offloads(n_gpu_layers: int | str) -> bool:

@@ -5,8 +5,27 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import quantize
 from llamachat.errors import UnusableAdapter
 from llamachat.models.resolve import resolve
+
+
+def check_adapter(path: Path, model_path: Path) -> tuple[str, ...]:
+    """Compare a GGUF adapter with the GGUF model it is to be used with; return what the user should know.
+
+    Raises `UnusableAdapter` for one that is not there, is damaged or does not fit. llama.cpp would tell less, and
+    abort over some.
+    """
+    if quantize.is_adapter(path):
+        argument = shlex.quote(str(path))
+        raise UnusableAdapter(
+            f"{path} is a PEFT adapter, not a GGUF file.",
+            f"Convert it first: llamachat quantize {argument} --base MODEL -o adapter.gguf",
+        )
+    try:
+        return quantize.check_adapter(path, model_path)
+    except quantize.QuantizeError as error:
+        raise UnusableAdapter(str(error), error.next_step) from error
 
 
 def find_base(adapter: Path, base: str | None) -> Path:
