@@ -315,20 +315,22 @@ def test_another_name_of_the_base_is_a_note(llama: Base, tmp_path: Path) -> None
 def test_the_command(llama: Base, tmp_path: Path, run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     directory = write_adapter(tmp_path / "mine", lora(llama, Q), base_model_name_or_path="someone/other-model")
-    dry = json.loads(run("quantize", "mine", "--base", llama.gguf, "--dry-run", "--json").stdout)
+    predicted = predict_adapter(directory, llama.gguf, F32)
     result = run("quantize", "mine", "--base", llama.gguf, "--json")
     assert result.returncode == 0
     made = json.loads(result.stdout)
     assert made["path"] == "mine-f32.gguf"
-    assert made["size_bytes"] == dry["size_bytes"] == Path("mine-f32.gguf").stat().st_size
+    assert made["size_bytes"] == predicted.size_bytes == Path("mine-f32.gguf").stat().st_size
     assert made["tensor_types"] == {"F32": 2}
     assert made["n_params"] == 4 * (64 + 64)
-    assert made["notes"] == dry["notes"]
+    assert made["notes"] == list(predicted.notes)
     assert "someone/other-model" in made["notes"][0]
     assert "someone/other-model" in result.stderr
     convert_adapter(directory, llama.directory, tmp_path / "f16.gguf", FILE_TYPES["f16"])
-    in_words = run("quantize", "mine", "--base", llama.directory, "--quant", "f16", "-o", "own.gguf")
-    assert "llamachat chat MODEL --adapter ./own.gguf" in in_words.stderr
+    quantize_to_f16 = ("quantize", "mine", "--base", llama.directory, "--quant", "f16", "-o", "own.gguf")
+    assert f"{Path('f16.gguf').stat().st_size:,} bytes" in run(*quantize_to_f16, "--dry-run").stdout
+    assert not Path("own.gguf").exists()
+    assert "llamachat chat MODEL --adapter ./own.gguf" in run(*quantize_to_f16).stderr
     assert Path("own.gguf").read_bytes() == Path("f16.gguf").read_bytes()
 
 

@@ -51,7 +51,7 @@ def compute_logits(path: Path, token_ids: Sequence[int], adapter: Path | None = 
 def _context_params(n_tokens: int) -> Any:
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = n_tokens
-    params.n_threads = params.n_threads_batch = 2
+    params.n_threads = params.n_threads_batch = 1  # these models are tiny: threads would only wait for each other
     params.type_k = params.type_v = _GGML_TYPE_F32
     params.flash_attn_type = _FLASH_ATTENTION_OFF
     return params
