@@ -35,6 +35,22 @@ class TensorError(CheckpointError):
         self.tensor = tensor
 
 
+class WeightedTensorError(TensorError):
+    """A tensor cannot be quantized with the importances it was given."""
+
+    next_step = "Leave the importance matrix out; if that helps, it is damaged or belongs to another model."
+
+
+class ImatrixError(QuantizeError):
+    """An importance matrix is missing, damaged, or does not fit the model."""
+
+    def __init__(self, path: Path, problem: str, next_step: str | None = None) -> None:
+        super().__init__(f"{path.name}: {problem}")
+        self.path = path
+        self.problem = problem
+        self.next_step = next_step or "Download it again, or make it anew with llama-imatrix; or leave --imatrix out."
+
+
 class UnsupportedArchitecture(QuantizeError):
     """config.json names an architecture there is no file for in `quantize/architectures`."""
 

@@ -25,11 +25,13 @@ def plan_from_checkpoint(
     choices: Choices | None,
     provenance: Provenance | None,
     pre_tokenizer: str | None,
+    has_imatrix: bool = False,
 ) -> Plan:
     """Pair every promised tensor with the one in the checkpoint; raise `QuantizeError` if they disagree."""
     architecture = find_architecture(checkpoint.config, checkpoint.config_path)
     sources = {**_match_tensors(checkpoint, architecture), **architecture.computed_tensors()}
-    return Plan(_outline(checkpoint, architecture, file_type, choices, provenance, pre_tokenizer), sources)
+    outline = _outline(checkpoint, architecture, file_type, choices, provenance, pre_tokenizer, has_imatrix)
+    return Plan(outline, sources)
 
 
 def outline_from_config(
@@ -52,6 +54,7 @@ def _outline(
     choices: Choices | None,
     provenance: Provenance | None,
     pre_tokenizer: str | None,
+    has_imatrix: bool = False,
 ) -> Outline:
     expected = architecture.expected_tensors()
     shapes = {tensor.gguf_name: tensor.gguf_shape for tensor in expected}
@@ -63,7 +66,7 @@ def _outline(
         architecture=architecture.gguf_name,
         header=build_header(checkpoint, architecture, vocabulary, file_type, label, provenance),
         shapes=shapes,
-        types=tensor_types(shapes, file_type, architecture.traits, choices=choices),
+        types=tensor_types(shapes, file_type, architecture.traits, choices=choices, has_imatrix=has_imatrix),
         n_params=n_params,
     )
 

@@ -23,7 +23,12 @@ _SPLIT_KEYS = (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, Keys.S
 
 
 def plan_from_gguf(
-    contents: GGUFContents, file_type: FileType, *, requantize: bool = False, choices: Choices | None = None
+    contents: GGUFContents,
+    file_type: FileType,
+    *,
+    requantize: bool = False,
+    choices: Choices | None = None,
+    has_imatrix: bool = False,
 ) -> Plan:
     """Decide what becomes of each tensor; raise `QuantizeError` for a file that cannot be quantized."""
     architecture = contents.values.get(Keys.General.ARCHITECTURE)
@@ -42,7 +47,7 @@ def plan_from_gguf(
         traits = _traits(contents, architecture)
     else:
         traits = ModelTraits(1, 1, 1)  # not looked at
-    types = tensor_types(shapes, file_type, traits, stored=stored, choices=choices)
+    types = tensor_types(shapes, file_type, traits, stored=stored, choices=choices, has_imatrix=has_imatrix)
     _refuse_unreadable(contents, types)
     n_params = sum(count_elements(shape) for name, shape in shapes.items() if not name.startswith("rope_"))
     return Plan(Outline(architecture, _copy_header(contents, file_type), shapes, types, n_params), dict(sources))

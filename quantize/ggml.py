@@ -69,15 +69,19 @@ def can_widen(qtype: GGMLQuantizationType) -> bool:
     return qtype in _TO_F32 or bool(traits.is_quantized and traits.to_float)
 
 
-def quantize_rows(rows: Floats, qtype: GGMLQuantizationType, out: Buffer) -> None:
+def quantize_rows(rows: Floats, qtype: GGMLQuantizationType, out: Buffer, importance: Floats | None = None) -> None:
     """Quantize `rows` (n_rows × n_columns, C order) into `out` (n_rows × row_size bytes).
 
-    Every row is quantized by itself, so any split of a tensor into runs of rows gives the same bytes.
+    `importance` (n_columns, C order) weighs the error of each column, the same for all rows. Every row is quantized
+    by itself, so any split of a tensor into runs of rows gives the same bytes.
     """
     n_rows, n_columns = rows.shape
+    if importance is not None and importance.shape != (n_columns,):
+        raise ValueError(f"importances of shape {importance.shape} for {n_columns} columns")
     if qtype == GGMLQuantizationType.Q8_0 and q8_0.quantize(rows, out):
         return
-    n_bytes = _library().ggml_quantize_chunk(qtype, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, None)
+    weights = None if importance is None else importance.ctypes.data
+    n_bytes = _library().ggml_quantize_chunk(qtype, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, weights)
     if n_bytes != n_rows * row_size(qtype, n_columns):
         raise RuntimeError(f"ggml wrote {n_bytes} bytes of {qtype.name} for {n_rows}×{n_columns} values")
 

@@ -70,6 +70,14 @@ class GGUFContents:
             raise CheckpointError(self.path, f"the key {key} is {shown(value)}, which is not a positive number")
         return value
 
+    def first_text(self, key: str) -> str | None:
+        """Return the first item of an array of texts; None if the key is anything else, or there is none."""
+        encoded = self.encoded.get(key, b"")
+        if not encoded.startswith(struct.pack("<II", GGUFValueType.ARRAY, GGUFValueType.STRING)) or len(encoded) < 24:
+            return None
+        n_bytes = int.from_bytes(encoded[16:24], "little")
+        return encoded[24 : 24 + n_bytes].decode(errors="replace")
+
 
 @contextmanager
 def open_gguf(path: Path) -> Iterator[GGUFContents]:

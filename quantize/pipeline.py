@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,12 @@ from quantize.checkpoint import open_checkpoint, read_config
 from quantize.checkpoint.merged import files_of, find_not_finite, origin
 from quantize.checkpoint.tensor import TensorSource
 from quantize.choices import Choices
-from quantize.errors import BadPreTokenizer, TensorError
+from quantize.errors import BadPreTokenizer, TensorError, WeightedTensorError
 from quantize.from_checkpoint import outline_from_config, plan_from_checkpoint
 from quantize.from_gguf import plan_from_gguf
 from quantize.gguf_reader import open_gguf
 from quantize.header import Provenance
+from quantize.imatrix import open_imatrix, with_importance
 from quantize.plan import Outline, Plan
 from quantize.recipe import FileType, QType
 from quantize.schedule import Block, Schedule
@@ -54,6 +55,8 @@ class Prediction:
     """How many tensors have each type, by its name (`Q4_K`), most frequent first."""
     notes: tuple[str, ...]
     """What the user should know, a sentence each."""
+    n_weighted: int
+    """How many tensors are quantized with an importance matrix."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -77,6 +80,7 @@ def convert(
     *,
     requantize: bool = False,
     choices: Choices | None = None,
+    imatrix: Path | None = None,
     provenance: Provenance | None = None,
     pre_tokenizer: str | None = None,
     n_threads: int | None = None,
@@ -87,17 +91,17 @@ def convert(
     """Convert and quantize `source` to the GGUF file `out_path` in one pass.
 
     `source` is the directory of a Hugging Face checkpoint or of a release of Meta's, or a GGUF file, which keeps its
-    header and may hold quantized tensors only with `requantize`. `choices` change the mix. `provenance` and
-    `pre_tokenizer`, llama.cpp's name for a pre-tokenizer that is not recognized, are for checkpoints. `n_threads`
-    defaults to the cores this process may use. Raises `QuantizeError`; whatever is raised, `out_path` is then as it
-    was before.
+    header and may hold quantized tensors only with `requantize`. `choices` change the mix. `imatrix` is the file of an
+    importance matrix, in either of llama-imatrix's formats. `provenance` and `pre_tokenizer`, llama.cpp's name for a
+    pre-tokenizer that is not recognized, are for checkpoints. `n_threads` defaults to the cores this process may use.
+    Raises `QuantizeError`; whatever is raised, `out_path` is then as it was before.
 
     With a `journal`, what was done when the work was cut short is kept, and the next call with the same arguments
     goes on from there; the caller removes that file when the result has found its place. `supply` hands out weight
     files that are still arriving.
     """
     started = time.monotonic()
-    with _planned(source, file_type, requantize, choices, provenance, pre_tokenizer) as plan:
+    with _planned(source, file_type, requantize, choices, imatrix, provenance, pre_tokenizer) as plan:
         return run_plan(plan, out_path, file_type, n_threads, progress, started, journal, supply)
 
 
@@ -116,7 +120,7 @@ def run_plan(
         _quantize_all(plan, out, n_threads or _usable_cores(), progress, supply)
         sha256 = out.publish()
     return ConversionReport(
-        **vars(_predict(plan.outline, file_type, out.size_bytes, plan.notes)),
+        **vars(_predict(plan.outline, file_type, out.size_bytes, plan)),
         path=out_path,
         sha256=sha256,
         elapsed_s=time.monotonic() - started,
@@ -129,6 +133,7 @@ def predict(
     *,
     requantize: bool = False,
     choices: Choices | None = None,
+    imatrix: Path | None = None,
     provenance: Provenance | None = None,
     pre_tokenizer: str | None = None,
 ) -> Prediction:
@@ -136,13 +141,13 @@ def predict(
 
     But whether the output matrix of a release of Meta's is the embeddings again is seen by comparing the two.
     """
-    with _planned(source, file_type, requantize, choices, provenance, pre_tokenizer) as plan:
+    with _planned(source, file_type, requantize, choices, imatrix, provenance, pre_tokenizer) as plan:
         return predict_plan(plan, file_type)
 
 
 def predict_plan(plan: Plan, file_type: FileType) -> Prediction:
     """Return what `run_plan` will make; the plan's header is used up."""
-    return _predict(plan.outline, file_type, predict_size(plan.outline.header, plan.outline.tensors), plan.notes)
+    return _predict(plan.outline, file_type, predict_size(plan.outline.header, plan.outline.tensors), plan)
 
 
 def predict_from_config(
@@ -161,9 +166,10 @@ def predict_from_config(
     return _predict(outline, file_type, predict_size(outline.header, outline.tensors))
 
 
-def _predict(outline: Outline, file_type: FileType, size_bytes: int, notes: tuple[str, ...] = ()) -> Prediction:
+def _predict(outline: Outline, file_type: FileType, size_bytes: int, plan: Plan | None = None) -> Prediction:
     counts = dict(Counter(qtype.name for qtype in outline.types.values()).most_common())
-    return Prediction(file_type, outline.architecture, size_bytes, outline.n_params, counts, notes)
+    notes, n_weighted = (plan.notes, len(plan.importance)) if plan else ((), 0)
+    return Prediction(file_type, outline.architecture, size_bytes, outline.n_params, counts, notes, n_weighted)
 
 
 def check(directory: Path, pre_tokenizer: str | None = None) -> None:
@@ -180,18 +186,23 @@ def _planned(
     file_type: FileType,
     requantize: bool,
     choices: Choices | None,
+    imatrix_path: Path | None,
     provenance: Provenance | None,
     pre_tokenizer: str | None,
 ) -> Iterator[Plan]:
     """Open `source` for the length of the context, and decide everything that can be decided before reading weights."""
-    if source.is_file():
-        if pre_tokenizer is not None:
-            raise BadPreTokenizer("A GGUF file keeps its pre-tokenizer.", "Leave --pre-tokenizer out.")
-        with open_gguf(source) as contents:
-            yield plan_from_gguf(contents, file_type, requantize=requantize, choices=choices)
-        return
-    with open_checkpoint(source) as checkpoint:
-        yield plan_from_checkpoint(checkpoint, file_type, choices, provenance, pre_tokenizer)
+    with ExitStack() as stack:
+        imatrix = stack.enter_context(open_imatrix(imatrix_path)) if imatrix_path else None
+        has_imatrix = imatrix is not None
+        if source.is_file():
+            if pre_tokenizer is not None:
+                raise BadPreTokenizer("A GGUF file keeps its pre-tokenizer.", "Leave --pre-tokenizer out.")
+            contents = stack.enter_context(open_gguf(source))
+            plan = plan_from_gguf(contents, file_type, requantize=requantize, choices=choices, has_imatrix=has_imatrix)
+        else:
+            checkpoint = stack.enter_context(open_checkpoint(source))
+            plan = plan_from_checkpoint(checkpoint, file_type, choices, provenance, pre_tokenizer, has_imatrix)
+        yield with_importance(plan, imatrix) if imatrix else plan
 
 
 def _quantize_all(plan: Plan, out: GGUFFile, n_threads: int, progress: Progress | None, supply: Supply | None) -> None:
@@ -218,7 +229,8 @@ def _work(schedule: Schedule, plan: Plan, out: GGUFFile, supply: Supply | None) 
         source, qtype = plan.sources[block.name], plan.outline.types[block.name]
         if supply and not _wait_for(source, supply, schedule):
             return
-        out.write(block.name, block.first_row, _quantize_block(source, qtype, block, buffers))
+        importance = plan.importance[block.name][block.i_matrix] if block.name in plan.importance else None
+        out.write(block.name, block.first_row, _quantize_block(source, qtype, block, importance, buffers))
         schedule.finish(block)
 
 
@@ -231,7 +243,9 @@ def _wait_for(source: TensorSource, supply: Supply, schedule: Schedule) -> bool:
     return True
 
 
-def _quantize_block(source: TensorSource, qtype: QType, block: Block, buffers: _Buffers) -> ggml.Buffer:
+def _quantize_block(
+    source: TensorSource, qtype: QType, block: Block, importance: ggml.Floats | None, buffers: _Buffers
+) -> ggml.Buffer:
     """Read a block and return its bytes in the target type, in a buffer that the next call reuses."""
     n_columns = source.shape[-1]
     n_elements = block.n_rows * n_columns
@@ -249,8 +263,11 @@ def _quantize_block(source: TensorSource, qtype: QType, block: Block, buffers: _
         if source.qtype != QType.F32:
             rows = buffers.take("f32", n_elements * 4).view(np.float32)
             ggml.to_f32(raw, source.qtype, rows)
-        ggml.quantize_rows(rows.reshape(block.n_rows, n_columns), qtype, quantized)
+        ggml.quantize_rows(rows.reshape(block.n_rows, n_columns), qtype, quantized, importance)
     if not ggml.is_finite(quantized, qtype):
+        if importance is not None:
+            problem = f"cannot be quantized to {qtype.name} with these importances"
+            raise WeightedTensorError(*origin(source, block.first_row, block.n_rows), problem)
         raise TensorError(*origin(source, block.first_row, block.n_rows), f"holds values too large for {qtype.name}")
     return quantized
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from gguf import GGUFWriter
 
 from quantize.checkpoint.tensor import TensorSource
+from quantize.ggml import Floats
 from quantize.recipe import QType
 
 
@@ -35,3 +37,5 @@ class Plan:
     sources: dict[str, TensorSource]
     notes: tuple[str, ...] = ()
     """What the user should know, a sentence each."""
+    importance: Mapping[str, Floats] = field(default_factory=dict)
+    """How much each column counts (matrices × columns), for tensors that are quantized with an importance matrix."""

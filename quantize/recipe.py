@@ -101,11 +101,13 @@ def tensor_types(
     *,
     stored: Mapping[str, QType] | None = None,
     choices: Choices | None = None,
+    has_imatrix: bool = False,
 ) -> dict[str, QType]:
     """Choose the type of every tensor.
 
     `shapes` maps GGUF tensor names to shapes with the row length last (NumPy order). Tensors that llama.cpp
-    never quantizes (vectors, norms, routers) stay F32, or what they are where `stored` says it.
+    never quantizes (vectors, norms, routers) stay F32, or what they are where `stored` says it. `has_imatrix`: with an
+    importance matrix some mixes differ, whatever it knows of a tensor.
     """
     tied = "output.weight" not in shapes
     n_attn_v = sum(_kind(name) == "attn_v" for name in shapes)
@@ -128,7 +130,7 @@ def tensor_types(
             types[name] = _fit_columns(choices.output_type or _output_type(file_type.default, n_columns), n_columns)
         else:
             n = n_attn_v if kind == "attn_v" else traits.n_layer
-            place = _Place(n_mixed[kind], n, traits.n_head // traits.n_head_kv)
+            place = _Place(n_mixed[kind], n, traits.n_head // traits.n_head_kv, has_imatrix)
             types[name] = _fit_columns(_mixed_type(file_type, kind, place, traits), n_columns)
             n_mixed[kind] += 1
     return types
@@ -196,6 +198,7 @@ class _Place:
     i: int
     n: int
     n_gqa: int
+    has_imatrix: bool
 
 
 def _always(_: _Place) -> bool:
@@ -208,6 +211,14 @@ def _wide_groups(place: _Place) -> bool:
 
 def _first_eighth(place: _Place) -> bool:
     return place.i < place.n // 8
+
+
+def _first_eighth_unweighted(place: _Place) -> bool:
+    return _first_eighth(place) and not place.has_imatrix
+
+
+def _first_eighth_weighted(place: _Place) -> bool:
+    return _first_eighth(place) and place.has_imatrix
 
 
 def _more_bits(place: _Place) -> bool:
@@ -243,8 +254,10 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
     ),
     "q4_k_m": (("attn_v", _more_bits, QType.Q6_K), ("ffn_down", _more_bits, QType.Q6_K)),
     "q5_k_m": (("attn_v", _more_bits, QType.Q6_K), ("ffn_down", _more_bits, QType.Q6_K)),
-    "iq4_nl": (("attn_v", _wide_groups, QType.Q5_K), ("ffn_down", _first_eighth, QType.Q5_K)),
-    "iq4_xs": (("attn_v", _wide_groups, QType.Q5_K), ("ffn_down", _first_eighth, QType.Q5_K)),
+    "iq4_nl": (("attn_v", _wide_groups, QType.Q5_K), ("ffn_down", _first_eighth_unweighted, QType.Q5_K)),
+    "iq4_xs": (("attn_v", _wide_groups, QType.Q5_K), ("ffn_down", _first_eighth_unweighted, QType.Q5_K)),
+    "q4_0": (("ffn_down", _first_eighth_weighted, QType.Q4_1),),
+    "q5_0": (("ffn_down", _first_eighth_weighted, QType.Q5_1),),
 }
 """For each mix, which tensors get another type than the main one; the first rule that holds counts."""
 

@@ -49,6 +49,9 @@ def quantize(
     embedding_type: Annotated[str | None, typer.Option(help="The type of the embeddings.")] = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all tensors instead of a mix.")] = False,
     pre_tokenizer: Annotated[str | None, typer.Option(help="llama.cpp's name for one that is not recognized.")] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An importance matrix of this model, .gguf or .dat.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would come to, to the byte.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -67,6 +70,7 @@ def quantize(
       llamachat quantize ./model-f16.gguf --quant q5_k_m
       llamachat quantize ./model-f16.gguf --quant q4_k_m --tensor-type 'attn_[kv]=q8_0' --output-type q8_0
       llamachat quantize ./my-lora --base ./my-model -o my-lora.gguf
+      llamachat quantize ./my-fine-tune --quant iq4_xs --imatrix imatrix.gguf
       llamachat quantize --types
     """
     from llamachat.cli.progress import pull_progress
@@ -74,7 +78,7 @@ def quantize(
 
     if (quant := quant or default_quant(source)) is None:
         raise typer.BadParameter("--quant says which file to make, for example q4_k_m; all of them: --types.")
-    mix = (requantize, tensor_type or (), output_type, embedding_type, pure, pre_tokenizer)
+    mix = (requantize, tensor_type or (), output_type, embedding_type, pure, pre_tokenizer, imatrix)
     request = QuantizeRequest(source, quant, out_path, threads, force, base, *mix)
     if dry_run:
         _say_prediction(predict(request), as_json)
@@ -108,7 +112,9 @@ def _say_report(report: ConversionReport, as_json: bool, *, is_adapter: bool) ->
 
 def _in_words(result: Prediction) -> str:
     exact = f"{size(result.size_bytes)} ({result.size_bytes:,} bytes)"
-    return f"{exact}, {parameters(result.n_params)} parameters, {result.bits_per_weight:.2f} bits per weight"
+    weighted = f", {result.n_weighted} tensors weighted by importance" if result.n_weighted else ""
+    bits = f"{result.bits_per_weight:.2f} bits per weight"
+    return f"{exact}, {parameters(result.n_params)} parameters, {bits}{weighted}"
 
 
 def _as_json(result: Prediction) -> dict[str, object]:
@@ -120,6 +126,7 @@ def _as_json(result: Prediction) -> dict[str, object]:
         "bits_per_weight": round(result.bits_per_weight, 4),
         "tensor_types": dict(result.tensor_types),
         "notes": list(result.notes),
+        "n_weighted": result.n_weighted,
     }
 
 

@@ -37,6 +37,7 @@ class QuantizeRequest:
     embedding_type: str | None = None
     pure: bool = False
     pre_tokenizer: str | None = None
+    imatrix: Path | None = None
 
 
 @contextmanager
@@ -108,6 +109,7 @@ def predict(request: QuantizeRequest) -> quantize.Prediction:
             requantize=request.requantize,
             choices=_choices(request),
             pre_tokenizer=request.pre_tokenizer,
+            imatrix=request.imatrix,
         )
 
 
@@ -128,6 +130,7 @@ def run(request: QuantizeRequest, progress: Callable[[int, int], None]) -> quant
             requantize=request.requantize,
             choices=_choices(request),
             pre_tokenizer=request.pre_tokenizer,
+            imatrix=request.imatrix,
             n_threads=request.n_threads,
             progress=progress,
         )

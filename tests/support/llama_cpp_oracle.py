@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,29 @@ def quantize_with_llama_cpp(source: Path, out: Path, ftype: int, **changes: Any)
     for name, value in changes.items():
         setattr(params, name, value)
     assert llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)) == 0
+
+
+def quantize_with_imatrix(
+    source: Path, out: Path, ftype: int, rows: Mapping[str, np.ndarray], keys: Mapping[str, str | int], **changes: Any
+) -> None:
+    """`llama_model_quantize` with an importance matrix: values by tensor, and keys it is to add to the header."""
+    kept = {name.encode(): np.ascontiguousarray(values, np.float32) for name, values in rows.items()}
+    matrix = (llama_cpp.llama_model_imatrix_data * (len(kept) + 1))()  # a nameless one ends it
+    for slot, (name, values) in zip(matrix, kept.items(), strict=False):
+        slot.name, slot.size = name, values.size
+        slot.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    overrides = (llama_cpp.llama_model_kv_override * (len(keys) + 1))()
+    for slot, (key, value) in zip(overrides, keys.items(), strict=False):
+        slot.key = key.encode()
+        if isinstance(value, int):
+            slot.tag, slot.value.val_i64 = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, value
+        else:
+            slot.tag, slot.value.val_str = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+    pointers = {
+        "imatrix": ctypes.cast(matrix, ctypes.POINTER(llama_cpp.llama_model_imatrix_data)),
+        "kv_overrides": ctypes.cast(overrides, ctypes.POINTER(llama_cpp.llama_model_kv_override)),
+    }
+    quantize_with_llama_cpp(source, out, ftype, **pointers, **changes)
 
 
 def read_tensors(path: Path) -> Tensors:
