@@ -29,6 +29,8 @@ _MAX_STRING_BYTES = 16_000_000
 _MAX_HEADER_BYTES = 256_000_000
 """Ten times the largest vocabularies known."""
 _MAX_KEPT_ITEMS = 10_000
+_MAX_ENTRIES = 100_000
+"""Of keys, and of tensors: twice the tensors of the largest models with every expert by itself."""
 _DEFAULT_ALIGNMENT = 32
 
 _SCALARS = {
@@ -116,6 +118,8 @@ class _Reader:
         if version not in _VERSIONS:
             raise self._error(f"is of GGUF version {version}, which is not 2 or 3 in little-endian order")
         n_tensors, n_keys = self._number("Q"), self._number("Q")
+        if max(n_tensors, n_keys) > _MAX_ENTRIES:
+            raise self._error(f"is damaged: it would have {n_tensors} tensors and {n_keys} keys")
         encoded: dict[str, bytes] = {}
         values: dict[str, Value] = {}
         for _ in range(n_keys):

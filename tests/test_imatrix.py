@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -283,6 +284,10 @@ def test_other_files_are_refused(sources: Path, tmp_path: Path) -> None:
     assert_refused(sources / "small-f32.gguf", "has no key imatrix.datasets", sources, tmp_path)
     (tmp_path / "empty").write_bytes(b"")
     assert_refused(tmp_path / "empty", "truncated", sources, tmp_path)
+    crowded = tmp_path / "crowded.gguf"
+    keys = b"".join(b"\x08" + bytes(7) + b"%08d" % i + bytes(5) for i in range(100_001))  # one byte each
+    crowded.write_bytes(b"GGUF\x03" + bytes(3) + struct.pack("<QQ", 0, 100_001) + keys)
+    assert_refused(crowded, "it would have 0 tensors and 100001 keys", sources, tmp_path)
     half = tmp_path / "half.gguf"
     write_gguf_imatrix(half, {Q: (FLOATS, np.ones(1))})
     half.write_bytes(half.read_bytes().replace(f"{Q}.counts".encode(), f"{Q}.county".encode()))
