@@ -130,7 +130,9 @@ def tensor_types(
             types[name] = _fit_columns(choices.output_type or _output_type(file_type.default, n_columns), n_columns)
         else:
             n = n_attn_v if kind == "attn_v" else traits.n_layer
-            place = _Place(n_mixed[kind], n, traits.n_head // traits.n_head_kv, has_imatrix)
+            # With experts llama.cpp reads the layer of these from the name instead of counting.
+            i = llama_cpp_order(name)[0] if traits.n_expert > 1 and kind.startswith("ffn_") else n_mixed[kind]
+            place = _Place(i, n, traits.n_head // traits.n_head_kv, has_imatrix)
             types[name] = _fit_columns(_mixed_type(file_type, kind, place, traits), n_columns)
             n_mixed[kind] += 1
     return types

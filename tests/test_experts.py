@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 
-from quantize import FILE_TYPES, QuantizeError, convert
+from quantize import FILE_TYPES, QuantizeError, convert, parse_choices
 from support.checkpoints import (
     LlamaShape,
     Tensor,
     write_random_checkpoint,
     write_safetensors,
 )
+from support.llama_cpp_oracle import quantize_with_llama_cpp, read_tensors, write_f32_gguf
 
 SHAPE = LlamaShape(n_vocab=600, n_embd=64, n_ff=96, n_layer=2, n_head=4, n_head_kv=2, n_expert=4)
 DAMAGED = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
@@ -73,3 +76,21 @@ def test_impossible_numbers_of_experts(change: dict[str, Any], small_tokenizer: 
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(QuantizeError, match=r"config\.json"):
         convert(tmp_path, tmp_path / "out.gguf", FILE_TYPES["q8_0"])
+
+
+def test_types_chosen_for_some_layers_leave_the_others_theirs(small_tokenizer: Path, tmp_path: Path) -> None:
+    """With experts llama.cpp reads the layer from the name, so tensors with a chosen type count as well."""
+    shape = LlamaShape(
+        n_vocab=600, n_embd=256, n_ff=256, n_layer=16, n_head=4, n_head_kv=1, head_dim=8, n_expert=2, n_expert_used=1
+    )
+    weights = write_random_checkpoint(tmp_path / "checkpoint", shape, tokenizer=small_tokenizer)
+    write_f32_gguf(tmp_path / "f32.gguf", shape, weights)
+    choices = parse_choices([r"blk\.[0-2]\.ffn_down=q8_0", r"blk\.5\.attn_v=q5_1"])
+    overrides = (llama_cpp.llama_model_tensor_override * (len(choices.overrides) + 1))()
+    for slot, (pattern, qtype) in zip(overrides, choices.overrides, strict=False):
+        slot.pattern, slot.type = pattern.pattern.encode(), qtype
+    changes = {"tt_overrides": ctypes.cast(overrides, ctypes.POINTER(llama_cpp.llama_model_tensor_override))}
+    for quant in ("q4_k_s", "q4_k_m"):
+        quantize_with_llama_cpp(tmp_path / "f32.gguf", tmp_path / "theirs.gguf", FILE_TYPES[quant].ftype, **changes)
+        convert(tmp_path / "checkpoint", tmp_path / "ours.gguf", FILE_TYPES[quant], choices=choices)
+        assert read_tensors(tmp_path / "ours.gguf") == read_tensors(tmp_path / "theirs.gguf")
