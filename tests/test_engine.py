@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -355,6 +356,14 @@ def test_ignore_eog_goes_on(engine: LlamaEngine) -> None:
     assert on.ids[: len(stopped.ids)] == stopped.ids
     assert engine.tokenizer.is_eog(on.ids[len(stopped.ids)])
     assert on.tokens[len(stopped.ids)].piece == b"", "a control token has no text"
+
+
+def test_text_that_is_not_unicode_is_tokenized_all_the_same(engine: LlamaEngine, tiny_gguf: Path) -> None:
+    """Lone surrogates are what Python makes of bytes in arguments that are not UTF-8."""
+    with closing(LlamaEngine(tiny_gguf, EngineOptions(n_ctx=64, n_threads=1))) as tiny:
+        for any_engine in (engine, tiny):
+            tokenize = any_engine.tokenizer.tokenize
+            assert tokenize("caf\udce9 \ud83d!") == tokenize("caf? ?!")
 
 
 def test_what_was_loaded(engine: LlamaEngine, demo_model: Path) -> None:

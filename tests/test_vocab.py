@@ -29,7 +29,7 @@ from support.checkpoints import (
     write_bpe_tokenizer,
     write_byte_fallback_tokenizer,
 )
-from support.vocab import Tokenize, bpe_reference, convert_vocab, open_vocab, tokenize
+from support.vocab import Tokenize, bpe_reference, convert_vocab, detokenize, open_vocab, tokenize
 
 LLAMA_2 = Path(__file__).parents[2] / "shared/data/llama2-tokenizer.model"
 BPE_STYLES: tuple[BpeStyle, ...] = get_args(BpeStyle)
@@ -198,6 +198,44 @@ def test_every_character_is_classed_as_in_the_reference(pair: Pair) -> None:
         text = frame.format(chr(code))
         if not 0xD800 <= code < 0xE000 and pair.is_comparable(text):
             assert pair.ours(text) == pair.reference(text), ascii(text)
+
+
+INVALID_UTF_8 = {
+    b"a\xffb": "a\ufffdb",
+    b"\x80\x80 x": "\ufffd\ufffd x",
+    b"caf\xc3\xa9\xc3": "café\ufffd",
+    b"\xc3(": "\ufffd(",
+    b"cut off: \xe2\x82": "cut off: \ufffd\ufffd",
+    b"\xf0\x9f\x99": "\ufffd\ufffd\ufffd",
+    b"\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f": "👨\u200d\ufffd\ufffd",
+}
+"""Bytes, and the text with a replacement character for each byte that is none of a character."""
+
+
+@pytest.mark.parametrize("data", INVALID_UTF_8, ids=repr)
+def test_invalid_utf_8_in_bpe_is_replaced(data: bytes, tmp_path: Path) -> None:
+    write_bpe_tokenizer(tmp_path, "llama-3")
+    n_vocab = add_stress_merges(tmp_path, n_merges=2000)
+    with open_vocab(convert_vocab(tmp_path, n_vocab)) as vocab:
+        assert tokenize(vocab, data) == bpe_reference(tmp_path)(INVALID_UTF_8[data])
+
+
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    data=st.binary(max_size=30) | st.lists(st.sampled_from([*INVALID_UTF_8, b" the ", b"\xe2\x82\xac"])).map(b"".join)
+)
+def test_invalid_utf_8_in_sentencepiece_is_kept_byte_for_byte(trained: Any, data: bytes) -> None:
+    """But for a blank next to such bytes, which may stay the ▁ that llama.cpp makes of it."""
+    text = b"".join(detokenize(trained, token_id) for token_id in tokenize(trained, data))
+    blank = "▁".encode()
+    assert text.replace(blank, b" ") == (b" " + data if data else b"").replace(blank, b" ")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    directory = _write_sentencepiece(tmp_path_factory.mktemp("trained"))
+    with open_vocab(convert_vocab(directory, N_SPM)) as vocab:
+        yield vocab
 
 
 @pytest.mark.parametrize("style", BPE_STYLES)

@@ -52,7 +52,15 @@ def open_vocab(path: Path) -> Iterator[Any]:
 
 def tokenize(vocab: Any, text: str | bytes, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
     data = text.encode() if isinstance(text, str) else text
-    ids = (llama_cpp.llama_token * (len(data) + 4))()
+    ids = (llama_cpp.llama_token * (3 * len(data) + 4))()  # a byte that is no character becomes three
     n_ids = llama_cpp.llama_tokenize(vocab, data, len(data), ids, len(ids), add_special, parse_special)
     assert n_ids >= 0
     return ids[:n_ids]
+
+
+def detokenize(vocab: Any, token_id: int) -> bytes:
+    """The bytes of one token."""
+    piece = ctypes.create_string_buffer(256)
+    n_bytes = llama_cpp.llama_token_to_piece(vocab, token_id, piece, len(piece), 0, False)
+    assert n_bytes >= 0
+    return piece.raw[:n_bytes]
