@@ -19,10 +19,11 @@ class QuantizeError(Exception):
 class CheckpointError(QuantizeError):
     """A file of the checkpoint is missing, damaged, or disagrees with another one."""
 
-    def __init__(self, path: Path, problem: str) -> None:
+    def __init__(self, path: Path, problem: str, next_step: str | None = None) -> None:
         super().__init__(f"{path.name}: {problem}")
         self.path = path
         self.problem = problem
+        self.next_step = next_step or self.next_step
 
     next_step = "Download the checkpoint again; if it stays like this, the repository itself is damaged."
 

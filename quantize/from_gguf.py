@@ -96,6 +96,7 @@ def _traits(contents: GGUFContents, architecture: str) -> ModelTraits:
         n_layer=contents.integer(key(Keys.LLM.BLOCK_COUNT)),
         n_head=n_head,
         n_head_kv=contents.integer(key(Keys.Attention.HEAD_COUNT_KV), default=n_head),
+        architecture=architecture,
     )
 
 

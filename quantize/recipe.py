@@ -87,11 +87,18 @@ class ModelTraits:
     n_head: int
     n_head_kv: int
     n_expert: int = 0
+    architecture: str = "llama"
+    """Its name in GGUF."""
 
     @property
     def is_70b(self) -> bool:
-        """llama.cpp's LLM_TYPE_70B: 80 layers with grouped-query attention."""
-        return self.n_layer == 80 and self.n_head != self.n_head_kv
+        """llama.cpp's LLM_TYPE_70B: 80 layers, and in `llama` grouped-query attention, too.
+
+        Source: `load_arch_hparams` in llama.cpp's src/models.
+        """
+        if self.architecture == "llama":
+            return self.n_layer == 80 and self.n_head != self.n_head_kv
+        return self.n_layer == 80 and self.architecture in ("qwen2", "deci", "olmo")
 
 
 def tensor_types(

@@ -43,6 +43,7 @@ LLAMA_3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama 1": ("Llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-6}),
     "Llama 2": ("Llama", {"rms_norm_eps": 1e-5}),
@@ -50,11 +51,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama 3.2, tied": ("Llama", {"rope_theta": 500000.0, "rope_scaling": LLAMA_3_ROPE, "tie_word_embeddings": True}),
     "Code Llama": ("Llama", {"rope_theta": 1000000.0}),
     "linear scaling": ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "YaRN": ("Llama", {"rope_scaling": YARN}),
+    "biases": ("Llama", {"attention_bias": True}),
     "wide heads, tied": ("Llama", {"head_dim": 32, "tie_word_embeddings": True}),
     "Mistral": ("Mistral", {"sliding_window": 4096}),
     "Mixtral": ("Mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}),
     "Mixtral, 3 of 4": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 3, "rope_theta": 1000000.0}),
     "Qwen2": ("Qwen2", {"rope_theta": 1000000.0}),
+    "Qwen2, YaRN": ("Qwen2", {"rope_theta": 1000000.0, "rope_scaling": YARN}),
     "Qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
     "Qwen3": ("Qwen3", {"head_dim": 32, "rope_theta": 1000000.0}),
 }

@@ -484,7 +484,11 @@ CONFIGS: dict[str, Any] = {
     "rope_theta negative": {"rope_theta": -1.0},
     "rope_scaling list": {"rope_scaling": [1]},
     "rope_scaling string": {"rope_scaling": "linear"},
-    "rope_scaling unknown": {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+    "rope_scaling unknown": {"rope_scaling": {"type": "longrope", "factor": 2.0}},
+    "rope_scaling without its context": {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+    "rope_scaling with more": {
+        "rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "attention_factor": 0.5}
+    },
     "rope_scaling type list": {"rope_scaling": {"type": ["linear"]}},
     "rope_scaling type deep": {"rope_scaling": {"type": json.loads("[" * 500 + "]" * 500)}},
     "rope_scaling factor zero": {"rope_scaling": {"type": "linear", "factor": 0}},
@@ -507,6 +511,13 @@ def test_config_that_makes_no_sense(change: Any, checkpoint: Path, out_path: Pat
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | change if isinstance(change, dict) and change else change))
     refuse(checkpoint, out_path)
+
+
+def test_dynamic_rope_scaling_can_be_taken_out(checkpoint: Path, out_path: Path) -> None:
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}))
+    assert "Take rope_scaling out of config.json" in refuse(checkpoint, out_path, "dynamic").next_step
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 200_000, b'{"vocab_size": ' + b"9" * 10**5 + b"}"])

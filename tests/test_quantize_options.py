@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import gguf
@@ -70,6 +71,18 @@ def test_the_prediction_for_a_gguf_is_exact(sources: Path, tmp_path: Path) -> No
         assert prediction.size_bytes == report.size_bytes == (tmp_path / "out.gguf").stat().st_size
         assert prediction.tensor_types == report.tensor_types
         assert prediction.n_params == report.n_params == predict(sources / "narrow", FILE_TYPES[quant]).n_params
+
+
+@pytest.mark.parametrize(("architecture", "n_head_kv"), [("qwen2", 2), ("qwen3", 1)])
+def test_the_70b_rule_is_that_of_the_architecture(architecture: str, n_head_kv: int, tmp_path: Path) -> None:
+    """At 80 layers: in `qwen2` always, in `qwen3` never, and not by the number of heads as in `llama`."""
+    shape = LlamaShape(n_vocab=32, n_embd=256, n_ff=32, n_layer=80, n_head=2, n_head_kv=n_head_kv, head_dim=8)
+    weights = write_random_checkpoint(tmp_path / "checkpoint", shape, tokenizer=None)
+    write_f32_gguf(tmp_path / "f32.gguf", shape, weights, architecture=architecture)
+    assert_same_file(tmp_path / "f32.gguf", "q4_k_s", tmp_path)
+    expected = {"qwen2": {"Q5_K": 80}, "qwen3": {"Q5_K": 4, "Q4_K": 76}}[architecture]
+    tensors = read_tensors(tmp_path / "ours.gguf")
+    assert Counter(qtype.name for name, (qtype, *_) in tensors.items() if "attn_v" in name) == expected
 
 
 def test_odd_shapes_types_and_alignment(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gguf import TokenType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quantize import QuantizeError
+from quantize import FILE_TYPES, QuantizeError, convert
 from support.checkpoints import (
     BPE_FAMILIES,
     CORPUS,
@@ -314,6 +314,22 @@ def test_chat_template_from_a_file_of_its_own(file: str, tmp_path: Path) -> None
     text = template if file == "jinja" else json.dumps({"chat_template": template})
     (tmp_path / f"chat_template.{file}").write_text(text, encoding="utf-8")
     assert _read_header(convert_vocab(tmp_path, N_SPM))["chat_template"] == template
+
+
+def test_chat_template_without_a_config(tmp_path: Path) -> None:
+    _write_sentencepiece(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    assert _read_header(convert_vocab(tmp_path, N_SPM))["chat_template"] == "{{ messages }}"
+
+
+def test_an_id_of_minus_one_is_none(tmp_path: Path) -> None:
+    _write_sentencepiece(tmp_path)
+    convert_vocab(tmp_path, N_SPM)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": -1}))
+    header = _read_header(convert(tmp_path, tmp_path / "again.gguf", FILE_TYPES["f16"]).path)
+    assert "ggml.padding_token_id" not in header
+    assert header["ggml.eos_token_id"] == 2
 
 
 def test_embeddings_without_a_token_are_unused(tmp_path: Path) -> None:

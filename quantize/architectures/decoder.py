@@ -17,6 +17,11 @@ from quantize.architectures.base import Architecture, ExpectedTensor, HeaderValu
 from quantize.errors import CheckpointError, shown
 from quantize.recipe import ModelTraits
 
+_YARN_SETTINGS = ("type", "rope_type", "rope_theta", "factor", "original_max_position_embeddings", "finetuned")
+_YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "partial_rotary_factor": 1}
+_OTHER_SCALING = "Look for a version of the model with linear, llama3 or plain yarn scaling, or with none."
+_NEXT_STEPS = {"dynamic": "Take rope_scaling out of config.json: below max_position_embeddings it changes nothing."}
+
 
 class Decoder(Architecture):
     """A Llama-like model. Subclasses name themselves and set what differs."""
@@ -24,10 +29,12 @@ class Decoder(Architecture):
     permutes = False
     """Whether Q and K rows are interleaved for ggml's first kind of RoPE (`PermutedRows`)."""
     qkv_bias = False
-    """Whether Q, K and V have biases."""
+    """Whether Q, K and V always have biases."""
+    takes_attention_bias = False
+    """Whether all four projections of the attention have biases where config.json says `attention_bias`."""
     qk_norm = False
     """Whether Q and K are normalized head by head."""
-    rope_types: tuple[str, ...] = ("default", "linear")
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
     """The kinds of rope scaling that can be expressed."""
 
     def __init__(self, config: Mapping[str, Any], config_path: Path) -> None:
@@ -41,6 +48,7 @@ class Decoder(Architecture):
         self.n_head_kv = self._integer("num_key_value_heads", default=self.n_head)
         self.n_ctx = self._integer("max_position_embeddings", default=2048)
         self.head_dim = self._integer("head_dim", default=self.n_embd // self.n_head or None)
+        self.attention_bias = bool(config.get("attention_bias", False))
         self.tied = bool(config.get("tie_word_embeddings", False))
         self._check()
 
@@ -58,7 +66,7 @@ class Decoder(Architecture):
             problem = f"a vocabulary of {self.n_vocab} is not believable"
         elif self._config.get("hidden_act", "silu") != "silu":
             problem = f"the activation {shown(self._config['hidden_act'])} is not silu"
-        elif self._config.get("attention_bias") or self._config.get("mlp_bias"):
+        elif (self.attention_bias and not self.takes_attention_bias) or self._config.get("mlp_bias"):
             problem = "has biases where this architecture has none"
         if problem:
             raise CheckpointError(self._config_path, problem)
@@ -71,7 +79,7 @@ class Decoder(Architecture):
     @property
     def traits(self) -> ModelTraits:
         """See `Architecture`."""
-        return ModelTraits(self.n_layer, self.n_head, self.n_head_kv)
+        return ModelTraits(self.n_layer, self.n_head, self.n_head_kv, architecture=self.gguf_name)
 
     def header(self) -> list[HeaderValue]:
         """See `Architecture`."""
@@ -134,13 +142,15 @@ class Decoder(Architecture):
             yield ExpectedTensor(
                 f"{hf}.{letter}_proj.weight", f"{gguf}.attn_{letter}.weight", (n_rows, self.n_embd), heads
             )
-            if self.qkv_bias:
-                yield ExpectedTensor(f"{hf}.{letter}_proj.bias", f"{gguf}.attn_{letter}.bias", (n_rows,))
+            if self.qkv_bias or self.attention_bias:
+                yield ExpectedTensor(f"{hf}.{letter}_proj.bias", f"{gguf}.attn_{letter}.bias", (n_rows,), heads)
             if self.qk_norm and n_head:
                 yield ExpectedTensor(
                     f"{hf}.{letter}_norm.weight", f"{gguf}.attn_{letter}_norm.weight", (self.head_dim,)
                 )
         yield ExpectedTensor(f"{hf}.o_proj.weight", f"{gguf}.attn_output.weight", (self.n_embd, n_q))
+        if self.attention_bias:
+            yield ExpectedTensor(f"{hf}.o_proj.bias", f"{gguf}.attn_output.bias", (self.n_embd,))
 
     def is_redundant(self, hf_name: str) -> bool:
         """Tied checkpoints may still carry a copy of the embeddings as lm_head."""
@@ -167,11 +177,26 @@ class Decoder(Architecture):
 
     def _rope_scaling_header(self) -> list[HeaderValue]:
         if self._rope_type not in self.rope_types:
-            raise CheckpointError(self._config_path, f"the rope scaling {self._rope_type} is not supported")
-        if self._rope_type != "linear":
+            problem = f"the rope scaling {self._rope_type} is not supported"
+            raise CheckpointError(self._config_path, problem, _NEXT_STEPS.get(self._rope_type, _OTHER_SCALING))
+        if self._rope_type not in ("linear", "yarn"):
             return []
-        factor = self._rope_number("factor", 1.0)
-        return [
-            HeaderValue(Keys.Rope.SCALING_TYPE, RopeScalingType.LINEAR.value, GGUFValueType.STRING),
-            HeaderValue(Keys.Rope.SCALING_FACTOR, factor, GGUFValueType.FLOAT32),
+        values = [
+            HeaderValue(Keys.Rope.SCALING_TYPE, RopeScalingType(self._rope_type).value, GGUFValueType.STRING),
+            HeaderValue(Keys.Rope.SCALING_FACTOR, self._rope_number("factor", 1.0), GGUFValueType.FLOAT32),
         ]
+        if self._rope_type == "yarn":
+            values.append(HeaderValue(Keys.Rope.SCALING_ORIG_CTX_LEN, self._yarn_context(), GGUFValueType.UINT32))
+        return values
+
+    def _yarn_context(self) -> int:
+        """The context of the model before it was stretched; llama.cpp has YaRN's other settings at their defaults."""
+        scaling = self._rope_scaling
+        for key, value in scaling.items():
+            if key not in _YARN_SETTINGS and value not in (None, _YARN_DEFAULTS.get(key)):
+                problem = f"yarn with {shown(key)} {shown(value)} is not supported"
+                raise CheckpointError(self._config_path, problem, _OTHER_SCALING)
+        n_ctx = scaling.get("original_max_position_embeddings")
+        if type(n_ctx) is not int or not 0 < n_ctx < 2**31:
+            raise CheckpointError(self._config_path, f"original_max_position_embeddings is {shown(n_ctx)}")
+        return n_ctx

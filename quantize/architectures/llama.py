@@ -22,6 +22,7 @@ class Llama(Decoder):
     gguf_name = "llama"
     hf_names: tuple[str, ...] = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM")
     permutes = True
+    takes_attention_bias = True
     rope_types = (*Decoder.rope_types, "llama3")
 
     def computed_tensors(self) -> Mapping[str, ComputedTensor]:

@@ -35,7 +35,7 @@ class Mixtral(Llama):
     @property
     def traits(self) -> ModelTraits:
         """See `Architecture`."""
-        return ModelTraits(self.n_layer, self.n_head, self.n_head_kv, self.n_expert)
+        return ModelTraits(self.n_layer, self.n_head, self.n_head_kv, self.n_expert, self.gguf_name)
 
     def header(self) -> list[HeaderValue]:
         """See `Architecture`."""

@@ -106,7 +106,8 @@ class PermutedRows:
     """Q or K rows reordered from Hugging Face's RoPE layout to ggml's.
 
     Hugging Face rotates (x[i], x[i + d/2]) of a head of size d, ggml rotates neighbours (x[2i], x[2i + 1]), so
-    within each head the two halves are interleaved. For K the heads are the key-value heads.
+    within each head the two halves are interleaved. For K the heads are the key-value heads. In a vector, a bias, the
+    elements are reordered as the rows of the matrix are.
     Source: `LlamaModel.permute` in llama.cpp's conversion/llama.py.
     """
 
@@ -135,17 +136,22 @@ class PermutedRows:
 
     @property
     def row_group(self) -> int:
-        """A whole head."""
+        """A whole head; a vector is one row."""
+        return 1 if len(self.shape) == 1 else self._head_size
+
+    @property
+    def _head_size(self) -> int:
         return self.shape[0] // self.n_head
 
     def read_rows(self, first: int, n_rows: int, out: Buffer) -> None:
         """See `TensorSource`; `first` and `n_rows` are whole heads."""
         n_row_bytes = ITEM_SIZES[self.qtype] * count_elements(self.shape[1:])
-        size = n_rows * n_row_bytes
+        n_reordered = self.shape[0] if len(self.shape) == 1 else n_rows
+        size, half = n_reordered * n_row_bytes, self._head_size // 2
         halves = np.empty(size, np.uint8)
         self.source.read_rows(first, n_rows, halves)
-        grouped = halves.reshape(n_rows // self.row_group, 2, self.row_group // 2, n_row_bytes)
-        np.copyto(out[:size].reshape(grouped.shape[0], self.row_group // 2, 2, n_row_bytes), grouped.swapaxes(1, 2))
+        grouped = halves.reshape(n_reordered // self._head_size, 2, half, n_row_bytes)
+        np.copyto(out[:size].reshape(grouped.shape[0], half, 2, n_row_bytes), grouped.swapaxes(1, 2))
 
 
 @dataclass(frozen=True)

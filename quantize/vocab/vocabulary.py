@@ -109,6 +109,14 @@ def added_kind(special: bool, text: str) -> TokenType:
     return TokenType.CONTROL if special or looks_special else TokenType.USER_DEFINED
 
 
+class _SpecialVocab(SpecialVocab):
+    """Takes an id of -1 for none, as it stands in the config.json of many older checkpoints."""
+
+    def _set_special_token(self, typ: str, tid: Any) -> None:
+        if tid != -1:
+            super()._set_special_token(typ, tid)
+
+
 def read_special(directory: Path, n_vocab: int, *, load_merges: bool) -> SpecialVocab:
     """Special token ids, BOS/EOS flags and chat template, as llama.cpp's converter finds them."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.json"):
@@ -117,7 +125,10 @@ def read_special(directory: Path, n_vocab: int, *, load_merges: bool) -> Special
     if (directory / "chat_template.jinja").exists():
         read_bytes(directory / "chat_template.jinja")
     try:
-        special = SpecialVocab(directory, load_merges=load_merges, n_vocab=n_vocab)
+        special = _SpecialVocab(directory, load_merges=load_merges, n_vocab=n_vocab)
+        if special.chat_template is None and (directory / "chat_template.jinja").exists():
+            # The library looks for it only next to a tokenizer_config.json.
+            special.chat_template = (directory / "chat_template.jinja").read_text(encoding="utf-8")
         special.add_to_gguf(GGUFWriter(None, ""), quiet=True)
         for text in (*special.merges, *_chat_templates(special)):
             text.encode()

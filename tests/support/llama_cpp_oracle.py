@@ -36,9 +36,11 @@ _LAYER_NAMES = {
 }
 
 
-def write_f32_gguf(path: Path, shape: LlamaShape, weights: dict[str, np.ndarray]) -> None:
+def write_f32_gguf(
+    path: Path, shape: LlamaShape, weights: dict[str, np.ndarray], *, architecture: str = "llama"
+) -> None:
     """Write the F32 form of a checkpoint as llama.cpp's converter does, by code that shares nothing with ours."""
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(shape.n_layer)
     writer.add_context_length(shape.n_ctx)
     writer.add_embedding_length(shape.n_embd)
