@@ -1,6 +1,7 @@
 """One file a model family; this table finds the right one for a config.json. A params.json is always Meta's Llama.
 
-To add a family: write a subclass of `Architecture` in a file of its own and name it in `ARCHITECTURES`.
+To add a family: write a subclass of `Architecture` in a file of its own and name it in `ARCHITECTURES`. The other
+steps are in docs/families.md.
 """
 
 from __future__ import annotations
