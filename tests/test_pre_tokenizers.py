@@ -117,7 +117,7 @@ def test_another_spelling_of_the_same_is_recognized(definition: Any, name: str, 
 
 
 def test_borders_that_no_token_crosses_make_no_difference(tmp_path: Path) -> None:
-    """DeepSeek's tokenizer splits digits one by one, llama.cpp's does not, and no token of DeepSeek's has two."""
+    """Digits one by one, where llama.cpp's deepseek-llm takes them together: the same while no token has two digits."""
     known = next(known for known in PRE_TOKENIZERS if known.name == "deepseek-llm")
     *splits, _, byte_level = known.definition["pretokenizers"]
     definition = _sequence(*splits, {"type": "Digits", "individual_digits": True}, byte_level)
