@@ -174,10 +174,13 @@ class CannotWrite(LlamachatError):
 
 
 class StoreBusy(LlamachatError):
-    """Another process is at work on the same model."""
+    """Another process is at work on the same model; `holder` says which one, as far as that is known."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"Another llamachat is already working on {name}.", "Wait for it to finish.")
+    def __init__(self, name: str, holder: str | None = None) -> None:
+        who = f" ({holder})" if holder else ""
+        super().__init__(f"Another llamachat{who} is already working on {name}.", "Wait for it to finish.")
+        self.name = name
+        self.holder = holder
 
 
 class DamagedCatalogue(LlamachatError):

@@ -14,6 +14,7 @@ from llamachat.errors import BadReference
 from llamachat.models import resolve, store
 from llamachat.models.catalog import load_catalog
 from llamachat.models.embedded import find_embedded
+from llamachat.models.locks import locked, writing
 
 _MODEL = typer.Argument(help="A stored model, such as llama-2-7b-chat or llama-2-7b-chat:q4_k_m.")
 _JSON = typer.Option("--json", help="Print JSON.")
@@ -116,7 +117,7 @@ def rm(
         if not typer.confirm(question, err=True):
             out.note("Nothing was removed.")
             raise typer.Exit(1)
-    with store.locked(found.name), store.writing():
+    with locked(found.name), writing():
         store.remove(found)
     out.text(f"Removed {found.label}.")
 

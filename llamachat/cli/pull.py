@@ -10,6 +10,7 @@ from llamachat.cli.format import parameters, size
 from llamachat.cli.output import out
 
 if TYPE_CHECKING:
+    from llamachat.models.locks import Holder
     from llamachat.models.pull import PullResult
 
 _BITS = {4: "q4_k_m", 8: "q8_0"}
@@ -44,7 +45,7 @@ def pull(
 
     request = PullRequest(model, _BITS[bits] if bits else quant, revision, name, keep_checkpoint, pre_tokenizer)
     with pull_progress() as progress:
-        result = run_pull(request, progress)
+        result = run_pull(request, progress, _say_waiting)
     if as_json:
         out.json(_as_json(result))
     else:
@@ -66,6 +67,12 @@ def _as_json(result: PullResult) -> dict[str, object]:
         "already_here": result.was_here,
         "elapsed_s": round(result.elapsed_s, 3),
     }
+
+
+def _say_waiting(name: str, holder: Holder | None) -> None:
+    """Waiting is what two pulls of one model want, at a terminal and in scripts: the second finds it here then."""
+    who = f" ({holder})" if holder else ""
+    out.note(f"Waiting for another llamachat{who} to finish with {name}. Ctrl-C ends the wait.")
 
 
 def _say(result: PullResult) -> None:

@@ -20,6 +20,7 @@ from llamachat.models import store
 from llamachat.models.catalog import load_catalog
 from llamachat.models.conversion import conversion_errors
 from llamachat.models.hub import RemoteFile, Repository, download, find_repository
+from llamachat.models.locks import OnWait, locked, writing
 from llamachat.models.names import is_valid_name
 from llamachat.models.reference import (
     CheckpointDirectory,
@@ -77,15 +78,18 @@ class _Target:
     sampling: Mapping[str, float] = field(default_factory=dict)
 
 
-def pull(request: PullRequest, progress: Progress) -> PullResult:
-    """Pull a model into the store. Raises `LlamachatError`; the store is then as before."""
+def pull(request: PullRequest, progress: Progress, on_wait: OnWait | None = None) -> PullResult:
+    """Pull a model into the store. Raises `LlamachatError`; the store is then as before.
+
+    While another process is at work on the same model: wait, after telling `on_wait`; without it, raise `StoreBusy`.
+    """
     reference = parse_reference(request.model, load_catalog())
     with conversion_errors():
         target = _choose(request, reference)
-        with store.locked(target.name), store.writing():
+        with locked(target.name, on_wait), writing():
             match reference:
                 case NamedModel():
-                    return _pull_from_hub(request, reference, target, progress)
+                    return _pull_from_hub(request, reference, target, progress, on_wait)
                 case CheckpointDirectory(path):
                     return _convert_and_publish(path, target, None, progress, time.monotonic())
                 case _:
@@ -118,7 +122,9 @@ def _choose(request: PullRequest, reference: Reference) -> _Target:
     return _Target(name, file_type, request.pre_tokenizer)
 
 
-def _pull_from_hub(request: PullRequest, reference: NamedModel, target: _Target, progress: Progress) -> PullResult:
+def _pull_from_hub(
+    request: PullRequest, reference: NamedModel, target: _Target, progress: Progress, on_wait: OnWait | None
+) -> PullResult:
     started = time.monotonic()
     mirror = reference.spec.mirror if reference.spec and reference.spec.repo == reference.repo else None
     repository = find_repository(reference.repo, request.revision or reference.revision, mirror=mirror)
@@ -127,7 +133,7 @@ def _pull_from_hub(request: PullRequest, reference: NamedModel, target: _Target,
         return PullResult(stored, stored.manifest, 0.0, was_here=True)
     checkpoint = staging_dir() / f"{reference.repo.replace('/', '--')}@{repository.commit}"
     checkpoint.mkdir(parents=True, exist_ok=True)
-    with store.locked(checkpoint.name):  # the same checkpoint may be wanted under another name
+    with locked(checkpoint.name, on_wait):  # the same checkpoint may be wanted under another name
         _fetch_checkpoint(repository, checkpoint, target, progress)
         result = _convert_and_publish(checkpoint, target, repository, progress, started)
         if not request.keep_checkpoint:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamachat.errors import CannotWrite, StoreBusy
-from llamachat.paths import home_dir, locks_dir, models_dir
+from llamachat.models.locks import flat
+from llamachat.paths import models_dir
 
 _MANIFEST_NAME = "manifest.json"
 _SCHEMA = 1
@@ -116,33 +115,6 @@ def remove(model: StoredModel) -> None:
     shutil.rmtree(_hide(model.path.parent))
 
 
-@contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Hold the lock of a model; raise `StoreBusy` if another process has it. A dead holder's lock is free."""
-    from filelock import FileLock, Timeout
-
-    with writing():
-        locks_dir().mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks_dir() / f"{_flat(name)}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise StoreBusy(name) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def writing() -> Iterator[None]:
-    """Around everything that writes under LLAMACHAT_HOME: what the system refuses becomes `CannotWrite`."""
-    try:
-        yield
-    except OSError as error:
-        raise CannotWrite(home_dir(), error) from error
-
-
 def _read(directory: Path) -> StoredModel | None:
     try:
         manifest = Manifest(**json.loads((directory / _MANIFEST_NAME).read_bytes()))
@@ -180,8 +152,4 @@ def _sync(directory: Path) -> None:
 
 
 def _directory_name(name: str, quant: str) -> str:
-    return f"{_flat(name)}--{quant}"
-
-
-def _flat(name: str) -> str:
-    return name.replace("/", "--")
+    return f"{flat(name)}--{quant}"
