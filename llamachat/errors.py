@@ -183,6 +183,18 @@ class StoreBusy(LlamachatError):
         self.holder = holder
 
 
+class DamagedModels(LlamachatError):
+    """Stored models that are not what their manifests say."""
+
+    def __init__(self, labels: Sequence[str], n_checked: int, mends: Sequence[str]) -> None:
+        super().__init__(
+            f"{len(labels)} of {n_checked} stored models {'is' if len(labels) == 1 else 'are'} not whole: "
+            f"{', '.join(labels)}.",
+            "; ".join(mends),
+        )
+        self.labels = tuple(labels)
+
+
 class DamagedCatalogue(LlamachatError):
     """A models.toml that cannot be used."""
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from llamachat import __version__
-from llamachat.cli import bench, chat, doctor, models, prompt, pull, quantize
+from llamachat.cli import bench, chat, doctor, models, prompt, pull, quantize, verify
 from llamachat.cli.output import out
 from llamachat.errors import LlamachatError
 
@@ -77,4 +77,5 @@ app.command("prompt")(prompt.prompt)
 app.command("list")(models.list_)
 app.command("show")(models.show)
 app.command("rm")(models.rm)
+app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)

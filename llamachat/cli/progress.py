@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from llamachat.cli.format import size
 from llamachat.cli.output import out
-from llamachat.models.pull import Progress
+
+if TYPE_CHECKING:
+    from llamachat.models.pull import Progress
 
 _PLAIN_EVERY_S = 5.0
-_TITLES = {"download": "Downloading", "quantize": "Quantizing"}
+_TITLES = {"download": "Downloading", "quantize": "Quantizing", "verify": "Checking"}
 
 
 @contextmanager
@@ -69,4 +72,4 @@ class _PlainLines:
 def _speed(stage: str, per_second: float) -> str:
     if not per_second:
         return ""
-    return f"{size(per_second)}/s" if stage == "download" else f"{per_second / 1e6:.0f}M weights/s"
+    return f"{size(per_second)}/s" if stage in ("download", "verify") else f"{per_second / 1e6:.0f}M weights/s"

@@ -21,6 +21,7 @@ from llamachat.models.catalog import load_catalog
 from llamachat.models.conversion import conversion_errors
 from llamachat.models.hub import RemoteFile, Repository, download, find_repository
 from llamachat.models.locks import OnWait, locked, writing
+from llamachat.models.manifest import Manifest
 from llamachat.models.names import is_valid_name
 from llamachat.models.reference import (
     CheckpointDirectory,
@@ -60,7 +61,7 @@ class PullResult:
     """The stored model; `elapsed_s` is 0 and `was_here` true if nothing had to be done."""
 
     model: store.StoredModel
-    manifest: store.Manifest
+    manifest: Manifest
     elapsed_s: float
     was_here: bool
 
@@ -230,10 +231,10 @@ def _provenance(target: _Target, repository: Repository | None) -> quantize.Prov
 
 def _manifest(
     checkpoint: Path, target: _Target, repository: Repository | None, report: quantize.ConversionReport
-) -> store.Manifest:
+) -> Manifest:
     used = {*_SMALL_FILES, *shard_names(checkpoint, repository.files)} if repository else set()
     sources = [file for name, file in repository.files.items() if name in used] if repository else []
-    return store.Manifest(
+    return Manifest(
         name=target.name,
         quant=target.file_type.name,
         file=report.path.name,

@@ -15,33 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llamachat.models.locks import flat
+from llamachat.models.manifest import MANIFEST_NAME, DamagedManifest, Manifest, StoredFile, read_manifest
 from llamachat.paths import models_dir
-
-_MANIFEST_NAME = "manifest.json"
-_SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What is written beside a stored GGUF. Sizes are bytes, `created` is ISO 8601 in UTC."""
-
-    name: str
-    quant: str
-    file: str
-    size_bytes: int
-    n_params: int
-    sha256: str
-    architecture: str
-    repo: str | None
-    revision: str | None
-    license: str | None
-    template: str | None
-    system: str | None
-    created: str
-    sampling: Mapping[str, float] = field(default_factory=dict)
-    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    schema: int = _SCHEMA
 
 
 @dataclass(frozen=True)
@@ -63,18 +38,59 @@ class StoredModel:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the GGUF."""
+        """Size of the GGUF, all its files together."""
+        if self.manifest:
+            return sum(file.size_bytes for file in self.manifest.contents)
         return self.path.stat().st_size
+
+    @property
+    def adapters(self) -> list[Path]:
+        """GGUF adapters that lie beside a stored model, under `adapters/`."""
+        directory = self.path.parent / "adapters"
+        return sorted(directory.glob("*.gguf")) if self.manifest and directory.is_dir() else []
+
+
+@dataclass(frozen=True)
+class BrokenEntry:
+    """A directory in the store that is no usable model, and why; with its manifest if that can be read."""
+
+    directory: Path
+    file: str
+    problem: str
+    manifest: Manifest | None = None
+
+    @property
+    def label(self) -> str:
+        """`name:quant`, as the directory's name has it."""
+        name, _, quant = self.directory.name.rpartition("--")
+        return f"{name.replace('--', '/')}:{quant}" if name else self.directory.name
+
+
+def scan() -> tuple[list[StoredModel], list[BrokenEntry]]:
+    """Every model in the store, newest first, and what else lies there. Nothing is hashed."""
+    directory = models_dir()
+    models: list[StoredModel] = []
+    broken: list[BrokenEntry] = []
+    if directory.is_dir():
+        for entry in sorted(directory.iterdir()):
+            if entry.name.startswith(".") or not entry.is_dir():
+                continue
+            found = _read(entry)
+            if isinstance(found, StoredModel):
+                models.append(found)
+            elif entry.is_dir():  # else it has just gone
+                broken.append(found)
+    return sorted(models, key=lambda model: model.manifest.created if model.manifest else "", reverse=True), broken
 
 
 def list_stored() -> list[StoredModel]:
-    """Every model in the store, newest first. Directories without a readable manifest are not models."""
-    directory = models_dir()
-    if not directory.is_dir():
-        return []
-    entries = (entry for entry in directory.iterdir() if not entry.name.startswith("."))
-    models = [model for entry in entries if (model := _read(entry))]
-    return sorted(models, key=lambda model: model.manifest.created if model.manifest else "", reverse=True)
+    """Every model in the store, newest first."""
+    return scan()[0]
+
+
+def largest_stored(n: int = 3) -> list[StoredModel]:
+    """The stored models that take most room, largest first."""
+    return sorted(list_stored(), key=lambda model: model.size_bytes, reverse=True)[:n]
 
 
 def find_stored(name: str, quant: str | None, revision: str | None = None) -> StoredModel | None:
@@ -97,34 +113,55 @@ def publish(staged: Path, manifest: Manifest) -> StoredModel:
 
     An older model of the same name and quant is replaced.
     """
-    _write_json(staged / _MANIFEST_NAME, asdict(manifest))
+    _write_json(staged / MANIFEST_NAME, asdict(manifest))
     final = model_dir(manifest.name, manifest.quant)
     final.parent.mkdir(parents=True, exist_ok=True)
     replaced = _hide(final) if final.exists() else None
     staged.rename(final)
     _sync(final.parent)
     if replaced:
-        shutil.rmtree(replaced)
+        delete(replaced)
     model = _read(final)
-    assert model is not None
+    assert isinstance(model, StoredModel)
     return model
 
 
 def remove(model: StoredModel) -> None:
-    """Take a model out of the store: out of sight by one rename, then off the disk."""
-    shutil.rmtree(_hide(model.path.parent))
+    """Take a model out of the store, adapters and all: out of sight by one rename, then off the disk."""
+    delete(_hide(model.path.parent))
 
 
-def _read(directory: Path) -> StoredModel | None:
+def delete(path: Path) -> None:
+    """Delete a file or a directory; of a link, only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read(directory: Path) -> StoredModel | BrokenEntry:
+    """The model in a directory of the store, or what is wrong with it."""
     try:
-        manifest = Manifest(**json.loads((directory / _MANIFEST_NAME).read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
-    path = directory / manifest.file
-    if manifest.schema != _SCHEMA or Path(manifest.file).name != manifest.file or not path.is_file():
-        return None
+        manifest = read_manifest(directory / MANIFEST_NAME)
+    except DamagedManifest as error:
+        return BrokenEntry(directory, MANIFEST_NAME, str(error))
+    if directory.name != _directory_name(manifest.name, manifest.quant):
+        other = f"is that of {manifest.name}:{manifest.quant}, not of this directory"
+        return BrokenEntry(directory, MANIFEST_NAME, other)
+    for file in manifest.contents:
+        if problem := find_size_problem(directory, file):
+            return BrokenEntry(directory, file.name, problem, manifest)
     m = manifest
-    return StoredModel(m.name, m.quant, path, m.template, m.system, m.sampling, m)
+    return StoredModel(m.name, m.quant, directory / m.file, m.template, m.system, m.sampling, m)
+
+
+def find_size_problem(directory: Path, file: StoredFile) -> str | None:
+    """What is wrong with a file of a stored model, without reading it; None if nothing is."""
+    path = directory / file.name
+    if not path.is_file():
+        return "is missing"
+    n_bytes = path.stat().st_size
+    return None if n_bytes == file.size_bytes else f"has {n_bytes:,} bytes instead of {file.size_bytes:,}"
 
 
 def _hide(directory: Path) -> Path:

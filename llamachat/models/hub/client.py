@@ -37,6 +37,7 @@ from llamachat.errors import (
     RevisionNotFound,
     UnusableRepository,
 )
+from llamachat.models.names import is_safe_file
 
 _TIMEOUT_S = 30.0
 
@@ -85,6 +86,8 @@ def find_repository(repo: str, revision: str | None, *, mirror: str | None = Non
     files = {}
     for sibling in info.siblings or []:
         _refuse_unsafe(repo, sibling.rfilename)
+        if not is_safe_file(sibling.rfilename):
+            continue  # a device on some systems, such as aux.json: not to be fetched, so not there
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
         files[sibling.rfilename] = RemoteFile(sibling.rfilename, sibling.size or 0, sibling.blob_id or "", sha256)
     license_id = getattr(info.card_data, "license", None)

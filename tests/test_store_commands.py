@@ -1,0 +1,178 @@
+"""What is kept on this machine: list, show, verify, prune and rm, and a store that others have had their hands in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RunCommand
+
+from llamachat.models import store
+from llamachat.models.names import is_safe_file, is_valid_name
+from support.stored import add_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def _edit_manifest(directory: Path, **changes: Any) -> None:
+    path = directory / "manifest.json"
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in {**table, **changes}.items() if value != "DELETE"}))
+
+
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+# --- verify -------------------------------------------------------------------------------------------------
+
+
+def test_verify_says_that_all_is_whole(run: RunCommand) -> None:
+    add_model()
+    add_model("mine", "q4_k_m")
+    result = run("verify")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "mine:q4_k_m: whole\nsomeone/tiny:q8_0: whole\n"
+
+
+def test_verify_names_a_damaged_file_and_the_command_that_mends_it(run: RunCommand) -> None:
+    add_model("mine", "q4_k_m")
+    _flip_a_bit(add_model() / "tiny-q8_0.gguf")
+    result = run("verify", "--json")
+    assert result.returncode == 1
+    assert "1 of 2 stored models is not whole: someone/tiny:q8_0." in result.stderr
+    mend = f"llamachat rm someone/tiny:q8_0 --yes && llamachat pull someone/tiny --revision {COMMIT} --quant q8_0"
+    assert f"Next: {mend}\n" in result.stderr
+    whole, damaged = json.loads(result.stdout)["models"]
+    assert (whole["model"], whole["ok"], whole["mend"]) == ("mine:q4_k_m", True, None)
+    assert damaged["mend"] == mend
+    assert [(found["file"], "sha256" in found["problem"]) for found in damaged["problems"]] == [
+        ("tiny-q8_0.gguf", True)
+    ]
+    assert run("verify", "mine").returncode == 0
+    assert run("verify", "someone/tiny:q8_0").returncode == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_what_is_missing_or_short_is_not_offered_as_a_model(damage: str, run: RunCommand) -> None:
+    path = add_model() / "tiny-q8_0.gguf"
+    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:-1])
+    listed = run("list", "--json")
+    assert "someone/tiny" not in [model["name"] for model in json.loads(listed.stdout)["models"]]
+    result = run("verify", "someone/tiny")
+    assert result.returncode == 1
+    assert ("is missing" if damage == "missing" else "bytes instead of") in result.stdout
+    assert f"Next: llamachat pull someone/tiny --revision {COMMIT} --quant q8_0\n" in result.stderr
+
+
+def test_verify_knows_other_names_and_other_sources(run: RunCommand) -> None:
+    (add_model("mine", "q4_0") / "mine-q4_0.gguf").unlink()
+    (add_model("from-here", "q8_0", repo=None, revision=None) / "from-here-q8_0.gguf").unlink()
+    repo = "Qwen/Qwen2.5-0.5B-Instruct"
+    (add_model("qwen2.5-0.5b-instruct", "q8_0", repo=repo) / "qwen2.5-0.5b-instruct-q8_0.gguf").unlink()
+    mends = {model["model"]: model["mend"] for model in json.loads(run("verify", "--json").stdout)["models"]}
+    assert mends == {
+        "mine:q4_0": f"llamachat pull someone/tiny --revision {COMMIT} --quant q4_0 --name mine",
+        "from-here:q8_0": "llamachat pull ./CHECKPOINT-DIRECTORY --quant q8_0 --name from-here",
+        "qwen2.5-0.5b-instruct:q8_0": f"llamachat pull qwen2.5-0.5b-instruct --revision {COMMIT} --quant q8_0",
+    }
+
+
+def test_verify_says_what_it_cannot_check(run: RunCommand) -> None:
+    embedded = run("verify", "smollm2-135m-instruct")
+    assert embedded.returncode == 1
+    assert "no hash of it was kept" in embedded.stderr
+    absent = run("verify", "llama-2-7b-chat")
+    assert absent.returncode == 1
+    assert "llamachat pull llama-2-7b-chat" in absent.stderr
+    assert run("verify").returncode == 0
+
+
+# --- a store that others have had their hands in ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"file": "../../x"}, '"../../x" as file'),
+        ({"file": "/etc/passwd"}, '"/etc/passwd" as file'),
+        ({"file": "NUL.gguf"}, '"NUL.gguf" as file'),
+        ({"file": "a\\..\\b.gguf"}, "as file"),
+        ({"file": ["x"]}, '["x"] as file'),
+        ({"name": "../../x"}, '"../../x" as name'),
+        ({"name": "someone/other"}, "is that of someone/other:q8_0"),
+        ({"quant": "../q8_0"}, '"../q8_0" as quant'),
+        ({"size_bytes": "many"}, '"many" as size_bytes'),
+        ({"size_bytes": 3}, "bytes instead of 3"),
+        ({"n_params": 0}, "0 as n_params"),
+        ({"sha256": "DELETE"}, "lacks sha256"),
+        ({"sha256": "0"}, '"0" as sha256'),
+        ({"repo": "a/b; rm -rf /"}, "as repo"),
+        ({"sampling": {"temperature": "hot"}}, "as sampling"),
+        ({"sampling": {"temperature": float("nan")}}, "as sampling"),
+        ({"template": 7}, "7 as template"),
+        ({"versions": None}, "null as versions"),
+        ({"odd": 1}, 'an unknown field "odd"'),
+        ({"schema": 99}, "has schema 99"),
+    ],
+    ids=str,
+)
+def test_a_manifest_edited_by_hand_is_named_and_never_followed(
+    changes: dict[str, Any], problem: str, home: Path
+) -> None:
+    directory = add_model()
+    _edit_manifest(directory, **changes)
+    models, broken = store.scan()
+    assert models == []
+    assert problem in f"{broken[0].file} {broken[0].problem}"
+    assert broken[0].directory == directory
+    assert home in directory.parents
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '"x"', "[" * 100_000, "\xff", '{"schema": 1}', '{"schema": []}']
+)
+def test_a_torn_manifest_is_named(text: str) -> None:
+    directory = add_model()
+    (directory / "manifest.json").write_bytes(text.encode("latin-1"))
+    models, broken = store.scan()
+    assert models == []
+    assert [(entry.label, entry.file) for entry in broken] == [("someone/tiny:q8_0", "manifest.json")]
+
+
+def test_commands_do_not_leave_the_store(run: RunCommand, home: Path) -> None:
+    """A manifest that points out of its directory: no command lists, opens, hashes or removes what it points at."""
+    victim = home.parent / "x"
+    victim.write_bytes(b"precious")
+    _edit_manifest(add_model(), file="../../../x", size_bytes=8)
+    assert [model["name"] for model in json.loads(run("list", "--json").stdout)["models"]] == ["smollm2-135m-instruct"]
+    assert run("show", "someone/tiny").returncode == 1
+    assert run("rm", "someone/tiny", "--yes").returncode == 1
+    result = run("verify")
+    assert result.returncode == 1
+    assert '"../../../x" as file, which cannot be used' in result.stdout
+    assert "Next: llamachat pull someone/tiny --quant q8_0\n" in result.stderr
+    assert victim.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "..", "a/../b", "/a", "a//b", "C:a", "a\\b", "a\0b", "a\nb", "a.", "a ", "CON", "nul.txt", "x/aux.json",
+     "COM1", "lpt9.bin", "com¹", "CONIN$", "Nul .txt", "x" * 600],
+)  # fmt: skip
+def test_file_names_that_are_not_safe(name: str) -> None:
+    assert not is_safe_file(name)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "original/params.json", "console.json", "com.py"])
+def test_file_names_that_are(name: str) -> None:
+    assert is_safe_file(name)
+
+
+def test_devices_are_no_model_names() -> None:
+    assert not any(is_valid_name(name) for name in ("con", "NUL", "aux.1", "org/com1", "prn/x"))
+    assert is_valid_name("convoy/auxiliary")
