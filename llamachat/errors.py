@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-GIB = 1 << 30
 
 
 class LlamachatError(Exception):
@@ -150,16 +149,31 @@ class AlreadyThere(LlamachatError):
         self.path = path
 
 
-class NoRoom(LlamachatError):
-    """Not enough free disk space for what is about to be done."""
+@dataclass(frozen=True)
+class Shortage:
+    """A file system, by a directory on it, where more is needed than is free."""
 
-    def __init__(self, directory: Path, needed_bytes: int, free_bytes: int) -> None:
+    directory: Path
+    needed_bytes: int
+    free_bytes: int
+
+
+class NoRoom(LlamachatError):
+    """Not enough free disk space for what is about to be done; `largest`: stored models that could go, and sizes."""
+
+    def __init__(self, shortages: Sequence[Shortage], largest: Sequence[tuple[str, int]] = ()) -> None:
+        lacks = [
+            f"in {lack.directory} {_size(lack.needed_bytes)} are needed, {_size(lack.free_bytes)} are free"
+            for lack in shortages
+        ]
+        removals = [f"llamachat rm {label} ({_size(n_bytes)})" for label, n_bytes in largest]
+        ways = ", ".join([*removals, "llamachat prune (downloads left behind)"])
         super().__init__(
-            f"Not enough room in {directory}: {needed_bytes / GIB:.1f} GiB needed, {free_bytes / GIB:.1f} GiB free.",
-            "Free some space (llamachat list, llamachat rm MODEL), or set LLAMACHAT_HOME to a larger disk.",
+            f"Not enough room: {'; '.join(lacks)}.",
+            f"Free some space: {ways}. Or set LLAMACHAT_HOME to a larger disk.",
         )
-        self.needed_bytes = needed_bytes
-        self.free_bytes = free_bytes
+        self.shortages = tuple(shortages)
+        self.largest = tuple(largest)
 
 
 class CannotWrite(LlamachatError):
@@ -171,6 +185,13 @@ class CannotWrite(LlamachatError):
             step = "Free some space, then run the same command again; finished files are not fetched again."
         super().__init__(f"{path}: cannot be written ({describe_os_error(error)}).", step)
         self.path = path
+
+
+class NobodyToAsk(LlamachatError):
+    """Something would be lost, and there is no terminal to ask at."""
+
+    def __init__(self, question: str) -> None:
+        super().__init__(f"{question} Nobody is there to answer.", "Add --yes.")
 
 
 class StoreBusy(LlamachatError):
@@ -247,6 +268,11 @@ class CannotRead(LlamachatError):
 
     def __init__(self, path: Path | str, problem: str) -> None:
         super().__init__(f"{path}: {problem}.", "Give a text file in UTF-8.")
+
+
+def _size(n_bytes: int) -> str:
+    """Decimal units, as disks are sold and `list` shows them; exact enough to tell what is needed from what is free."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def describe_os_error(error: OSError) -> str:

@@ -16,6 +16,7 @@ from conftest import RunCommand
 
 from support.checkpoints import LlamaShape, write_random_checkpoint
 from support.hub import Corrupt, HubStandIn, Slow, Status, Truncate
+from support.stored import add_model
 from support.torch_files import turn_into_torch
 
 REPO = "someone/tiny"
@@ -289,6 +290,19 @@ def test_no_room_on_disk(small_disk: Path, run: RunCommand, hub: HubStandIn, che
     hub.add_repo(REPO, checkpoint)
     Refusal(run, small_disk)("pull", REPO, says="Not enough room", next_step="LLAMACHAT_HOME")
     assert not any("safetensors" in request.path and "index" not in request.path for request in hub.requests)
+
+
+def test_no_room_names_the_largest_models_that_could_go(
+    small_disk: Path, run: RunCommand, hub: HubStandIn, checkpoint: Path
+) -> None:
+    assert small_disk
+    add_model("mine", "q4_0", filler_bytes=200_000)
+    add_model("other", "q8_0", filler_bytes=250_000)
+    hub.add_repo(REPO, checkpoint)
+    result = run("pull", REPO)
+    assert result.returncode == 1
+    assert "MB are needed, 0.1 MB are free." in result.stderr
+    assert "Free some space: llamachat rm other:q8_0 (0.3 MB), llamachat rm mine:q4_0 (0.2 MB), " in result.stderr
 
 
 def test_a_disk_that_fills_up_while_writing(small_disk: Path, run: RunCommand, checkpoint: Path) -> None:

@@ -16,7 +16,7 @@ from conftest import RunCommand
 from llamachat import __version__
 from support.checkpoints import LlamaShape, write_random_checkpoint
 
-COMMANDS = ["pull", "quantize", "chat", "bench", "prompt", "list", "show", "rm", "verify", "doctor"]
+COMMANDS = ["pull", "quantize", "chat", "bench", "prompt", "list", "show", "rm", "verify", "prune", "doctor"]
 HEAVY = {"llama_cpp", "numpy", "gguf", "huggingface_hub", "prompt_toolkit", "jinja2"}
 
 

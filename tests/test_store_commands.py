@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 from conftest import RunCommand
 
 from llamachat.models import store
+from llamachat.models.locks import locked
 from llamachat.models.names import is_safe_file, is_valid_name
 from support.stored import add_model
+from support.terminal import Terminal
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -90,6 +94,126 @@ def test_verify_says_what_it_cannot_check(run: RunCommand) -> None:
     assert absent.returncode == 1
     assert "llamachat pull llama-2-7b-chat" in absent.stderr
     assert run("verify").returncode == 0
+
+
+# --- prune --------------------------------------------------------------------------------------------------
+
+
+def _leave_behind(home: Path) -> dict[str, Path]:
+    """Something of each kind that interrupted work leaves; the shard is mostly holes."""
+    left = {
+        "unfinished download": home / "staging" / f"someone--tiny@{COMMIT}",
+        "downloaded weights": home / "staging" / f"someone--kept@{COMMIT}",
+        "unfinished model": home / "staging" / "someone--tiny--q8_0",
+        "removed model": home / "models" / ".someone--old--q4_0.4711.removed",
+        "unfinished file": home / "models" / "someone--tiny--q8_0" / ".tiny-q8_0.gguf.4711.partial",
+        "note of a dead process": home / "locks" / "someone--tiny.who",
+    }
+    for path in left.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}") if path.suffix in (".partial", ".who") else path.mkdir()
+    with (left["unfinished download"] / "model.safetensors").open("wb") as file:
+        file.write(bytes(100_000))
+        file.truncate(10**12)
+    (left["unfinished download"] / "model.safetensors.journal").write_text("{}")
+    (left["downloaded weights"] / "model.safetensors").write_bytes(bytes(50_000))
+    (left["removed model"] / "old.gguf").write_bytes(bytes(10_000))
+    return left
+
+
+def test_prune_finds_what_is_left_behind_and_leaves_models_alone(run: RunCommand, home: Path) -> None:
+    directory = add_model()
+    left = _leave_behind(home)
+    before = sorted(home.rglob("*"))
+    planned = json.loads(run("prune", "--dry-run", "--json").stdout)
+    assert {item["kind"]: Path(item["path"]) for item in planned["leftovers"]} == left
+    assert not any(item["removed"] for item in planned["leftovers"])
+    sizes = {item["kind"]: item["size_bytes"] for item in planned["leftovers"]}
+    assert 100_000 <= sizes["unfinished download"] < 200_000  # 1 TB to the eye
+    assert set(before) <= set(home.rglob("*"))
+
+    refused = run("prune")
+    assert refused.returncode == 1
+    assert "Remove these 6, " in refused.stderr
+    assert "Add --yes." in refused.stderr
+
+    done = json.loads(run("prune", "--yes", "--json").stdout)
+    assert done["freed_bytes"] >= 160_000
+    assert not any(path.exists() for path in left.values())
+    assert (directory / "tiny-q8_0.gguf").exists()
+    assert "Nothing is left behind" in run("prune").stderr
+
+
+def test_prune_does_not_touch_what_a_live_process_holds(run: RunCommand, home: Path) -> None:
+    left = _leave_behind(home)
+    with locked("someone/tiny"), locked(f"someone--tiny@{COMMIT}"):
+        result = json.loads(run("prune", "--yes", "--json").stdout)
+    held = {"unfinished download", "unfinished model", "unfinished file"}
+    assert {kind for kind, path in left.items() if path.exists()} == held
+    assert {Path(item["path"]) for item in result["in_use"]} == {left[kind] for kind in held}
+    assert {item["holder"].partition(",")[0] for item in result["in_use"]} == {f"process {os.getpid()}"}
+
+
+def test_prune_follows_no_links_and_only_reports_what_it_does_not_know(run: RunCommand, home: Path) -> None:
+    precious = home.parent / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("x")
+    for name in ("staging/a--b--q8_0", "models/.a--b--q8_0.1.removed"):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).symlink_to(precious)
+    (home / "models" / "notes").mkdir()
+    result = run("prune", "--yes")
+    assert result.returncode == 0, result.stderr
+    assert "notes is no usable model (manifest.json is missing): llamachat verify" in " ".join(result.stderr.split())
+    assert (precious / "file").exists()
+    assert [path.name for path in (home / "models").iterdir()] == ["notes"]
+    assert not list((home / "staging").iterdir())
+
+
+# --- rm -----------------------------------------------------------------------------------------------------
+
+
+def test_rm_asks_once_for_all_and_takes_adapters_along(home: Path) -> None:
+    directory = add_model()
+    (directory / "adapters").mkdir()
+    (directory / "adapters" / "style.gguf").write_bytes(b"GGUF")
+    add_model("mine", "q4_0")
+    command = [sys.executable, "-m", "llamachat", "rm", "someone/tiny", "mine:q4_0", "mine"]
+    with Terminal(command, columns=120) as terminal:
+        terminal.wait_for("with 1 adapter")
+        terminal.enter("n")
+        terminal.wait_for("Nothing was removed")
+    assert len(list((home / "models").iterdir())) == 2
+    with Terminal(command, columns=120) as terminal:
+        terminal.wait_for("[y/N]")
+        terminal.enter("y")
+        terminal.wait_for("Removed mine:q4_0")
+    assert not list((home / "models").iterdir())
+
+
+def test_rm_removes_nothing_unless_all_can_go(run: RunCommand, home: Path) -> None:
+    add_model()
+    assert run("rm", "someone/tiny", "no-such-model", "--yes").returncode == 1
+    assert run("rm", "someone/tiny", "smollm2-135m-instruct", "--yes").returncode == 1
+    assert "Add --yes." in run("rm", "someone/tiny").stderr
+    with locked("someone/tiny"):
+        busy = run("rm", "someone/tiny", "--yes")
+    assert f"(process {os.getpid()}, since" in busy.stderr
+    assert len(list((home / "models").iterdir())) == 1
+
+
+def test_a_model_can_go_while_it_is_open(run: RunCommand) -> None:
+    path = add_model() / "tiny-q8_0.gguf"
+    with path.open("rb") as file:
+        assert run("rm", "someone/tiny", "--yes").returncode == 0
+        assert file.read(4) == b"GGUF"
+    assert not path.parent.exists()
+
+
+def test_the_largest_models_come_first() -> None:
+    for name, n_bytes in (("small", 10), ("largest", 3000), ("large", 2000), ("medium", 1000)):
+        add_model(name, filler_bytes=n_bytes)
+    assert [model.name for model in store.largest_stored()] == ["largest", "large", "medium"]
 
 
 # --- a store that others have had their hands in ------------------------------------------------------------

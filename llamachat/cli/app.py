@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from llamachat import __version__
-from llamachat.cli import bench, chat, doctor, models, prompt, pull, quantize, verify
+from llamachat.cli import bench, chat, doctor, models, prompt, prune, pull, quantize, verify
 from llamachat.cli.output import out
 from llamachat.errors import LlamachatError
 
@@ -78,4 +78,5 @@ app.command("list")(models.list_)
 app.command("show")(models.show)
 app.command("rm")(models.rm)
 app.command("verify")(verify.verify)
+app.command("prune")(prune.prune)
 app.command("doctor")(doctor.doctor)

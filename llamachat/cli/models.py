@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from llamachat.cli.confirm import confirm
 from llamachat.cli.format import parameters, size
 from llamachat.cli.output import out
 from llamachat.errors import BadReference
@@ -95,31 +95,34 @@ def show(model: Annotated[str, _MODEL], as_json: Annotated[bool, _JSON] = False)
 
 
 def rm(
-    model: Annotated[str, _MODEL],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Stored models, such as llama-2-7b:q8_0.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    r"""Remove a stored model.
+    r"""Remove stored models, and the adapters that lie with them.
 
     \b
     Examples:
       llamachat rm llama-2-7b-chat:q4_k_m
       llamachat rm llama-2-7b-chat:q4_k_m --yes
+      llamachat rm llama-2-7b-chat:q8_0 tinyllama-1.1b-chat
     """
-    found = resolve.resolve(model)
-    if found.manifest is None:
-        raise BadReference(
-            f"{found.label} was not pulled by llamachat.", f"It lies at {found.path}; remove it the way it came."
-        )
-    question = f"Remove {found.label} ({size(found.size_bytes)})?"
-    if not yes:
-        if not sys.stdin.isatty():
-            raise BadReference(f"{question} Nobody is there to answer.", "Add --yes.")
-        if not typer.confirm(question, err=True):
-            out.note("Nothing was removed.")
-            raise typer.Exit(1)
-    with locked(found.name), writing():
-        store.remove(found)
-    out.text(f"Removed {found.label}.")
+    found = {model.path: model for model in map(resolve.resolve, models)}.values()
+    for model in found:
+        if model.manifest is None:
+            raise BadReference(
+                f"{model.label} was not pulled by llamachat.", f"It lies at {model.path}; remove it the way it came."
+            )
+    confirm(f"Remove {', '.join(map(_what_goes, found))}?", yes=yes)
+    for model in found:
+        with locked(model.name), writing():
+            store.remove(model)
+        out.text(f"Removed {model.label}.")
+
+
+def _what_goes(model: store.StoredModel) -> str:
+    n_adapters = len(model.adapters)
+    adapters = f", with {n_adapters} adapter{'s' * (n_adapters > 1)}" if n_adapters else ""
+    return f"{model.label} ({size(model.size_bytes)}{adapters})"
 
 
 def _summary(model: store.StoredModel) -> dict[str, Any]:

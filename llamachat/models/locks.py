@@ -63,6 +63,17 @@ def locked(name: str, on_wait: OnWait | None = None) -> Iterator[None]:
         lock.release()
 
 
+def find_busy(name: str) -> StoreBusy | None:
+    """What `locked` would raise now, or None if the lock is free. Leaves notes as they are."""
+    with writing():
+        locks_dir().mkdir(parents=True, exist_ok=True)
+        try:
+            _acquire(name, None).release()
+        except StoreBusy as busy:
+            return busy
+    return None
+
+
 @contextmanager
 def writing() -> Iterator[None]:
     """Around everything that writes under LLAMACHAT_HOME: what the system refuses becomes `CannotWrite`."""

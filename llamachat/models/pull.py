@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import quantize
-from llamachat.errors import BadReference, NoRoom, UnusableRepository
+from llamachat.errors import BadReference, NoRoom, Shortage, UnusableRepository
 from llamachat.models import store
 from llamachat.models.catalog import load_catalog
 from llamachat.models.conversion import conversion_errors
@@ -196,7 +196,8 @@ def _require_room(n_download: int, n_weights: int, target: _Target) -> None:
     home = home_dir()
     free = shutil.disk_usage(home).free
     if n_download + n_output > free:
-        raise NoRoom(home, n_download + n_output, free)
+        largest = [(model.label, model.size_bytes) for model in store.largest_stored()]
+        raise NoRoom([Shortage(home, n_download + n_output, free)], largest)
 
 
 def _convert_and_publish(
