@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 
@@ -97,28 +98,69 @@ class RevisionNotFound(LlamachatError):
         super().__init__(f"{repo} has no revision {revision!r}.", "Leave --revision out for the newest one.")
 
 
-class GatedRepository(LlamachatError):
-    """The authors want something from the user before they hand out the weights."""
+class GateCause(Enum):
+    """Why the Hub does not hand out a repository that it shows."""
 
-    def __init__(self, repo: str, page: str, *, has_token: bool, mirror: str | None = None) -> None:
-        if has_token:
-            sentence = f"Your token has no access to {repo}: its authors ask you to accept a licence first."
-            step = f"Accept it at {page}, then run the same command again."
-        else:
-            sentence = f"{repo} is gated: its authors ask you to accept a licence, and no token was found."
-            step = f"Accept the licence at {page}, then log in: hf auth login."
+    NO_TOKEN = "no token"
+    LICENCE = "licence not accepted"
+    PENDING = "request pending"
+    REJECTED = "request rejected"
+    PERMISSION = "token lacks the permission"
+    OTHER = "other"
+
+
+_TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+_REQUESTS_PAGE = "https://huggingface.co/settings/gated-repos"
+
+_GATES = {
+    GateCause.NO_TOKEN: (
+        "{repo} is gated: its authors ask you to accept a licence, and no token was found.",
+        "Accept the licence at {page}, then log in: hf auth login.",
+    ),
+    GateCause.LICENCE: (
+        "Your token has no access to {repo}: its authors ask you to accept a licence first.",
+        "Accept it at {page}, then run the same command again.",
+    ),
+    GateCause.PENDING: (
+        "Your request for access to {repo} still waits for its authors' answer.",
+        f"Run the same command again when they have granted it; see {_REQUESTS_PAGE}.",
+    ),
+    GateCause.REJECTED: (
+        "The authors of {repo} have rejected your request for access.",
+        "Ask them at {page}/discussions, or choose another model: llamachat list --available.",
+    ),
+    GateCause.PERMISSION: (
+        "Your token may not read gated repositories such as {repo}, whatever its owner may.",
+        f'Allow it "Read access to contents of all public gated repos you can access" at {_TOKENS_PAGE}.',
+    ),
+    GateCause.OTHER: (
+        'The Hub refuses access to {repo}: "{words}"',
+        "See {page}, then run the same command again.",
+    ),
+}
+
+
+class GatedRepository(LlamachatError):
+    """The Hub does not hand out the files; `cause` says why, `words` are the Hub's own."""
+
+    def __init__(self, repo: str, cause: GateCause, *, mirror: str | None = None, words: str = "") -> None:
+        sentence, step = _GATES[cause]
+        page = f"https://huggingface.co/{repo}"  # where people go, whatever HF_ENDPOINT says
         known = f" An ungated copy is known: llamachat pull {mirror}" if mirror else ""
-        super().__init__(sentence, step + known)
+        super().__init__(sentence.format(repo=repo, words=words), step.format(page=page) + known)
         self.repo = repo
-        self.has_token = has_token
+        self.cause = cause
         self.mirror = mirror
+        self.words = words
 
 
 class BadToken(LlamachatError):
     """The Hub does not accept the token at all."""
 
-    def __init__(self) -> None:
-        super().__init__("The Hub does not accept your token.", "Log in again: hf auth login (or fix HF_TOKEN).")
+    def __init__(self, *, from_environment: bool = False) -> None:
+        step = "Correct HF_TOKEN, or unset it and log in: hf auth login" if from_environment else "hf auth login"
+        super().__init__("The Hub does not accept your token.", f"{step} (a new token: {_TOKENS_PAGE}).")
+        self.from_environment = from_environment
 
 
 class DownloadDamaged(LlamachatError):

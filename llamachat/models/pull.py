@@ -19,7 +19,7 @@ from llamachat.errors import BadReference, NoRoom, Shortage, UnusableRepository
 from llamachat.models import store
 from llamachat.models.catalog import load_catalog
 from llamachat.models.conversion import conversion_errors
-from llamachat.models.hub import RemoteFile, Repository, download, find_repository
+from llamachat.models.hub import RemoteFile, Repository, check_access, download, find_repository
 from llamachat.models.locks import OnWait, locked, writing
 from llamachat.models.manifest import Manifest
 from llamachat.models.names import is_valid_name
@@ -132,6 +132,7 @@ def _pull_from_hub(
     stored = store.find_stored(target.name, target.file_type.name, repository.commit)
     if stored and stored.manifest:
         return PullResult(stored, stored.manifest, 0.0, was_here=True)
+    check_access(repository)
     checkpoint = staging_dir() / f"{reference.repo.replace('/', '--')}@{repository.commit}"
     checkpoint.mkdir(parents=True, exist_ok=True)
     with locked(checkpoint.name, on_wait):  # the same checkpoint may be wanted under another name

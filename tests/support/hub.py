@@ -32,6 +32,19 @@ PIECE_BYTES = 1 << 16
 EPOCH = "2024-01-01T00:00:00.000Z"
 PAGE_NOT_FOUND = "Sorry, we can't find the page you are looking for."
 
+UNGATED_FILES = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
+GATES = {
+    "licence": "Access to model {repo} is restricted and you are not in the authorized list. Visit {url}/{repo} to ask "
+    "for access.",
+    "pending": "Your request to access model {repo} is awaiting a review from the repo authors.",
+    "rejected": "Your request to access model {repo} has been rejected by the repo's authors.",
+    "reset": "Your request to access model {repo} has been reset by the repo's authors. Visit {url}/{repo} to submit a "
+    "new request.",
+    "permission": "Please enable access to public gated repositories in your fine-grained token settings to view this "
+    "repository.",
+}
+"""What the Hub tells a known token that may not read a gated repository; all but the last have the code GatedRepo."""
+
 Json = dict[str, Any]
 Piece = tuple[int, bytes]
 """Bytes of a file and the place in the file where they belong."""
@@ -286,13 +299,15 @@ class Request:
 class HubStandIn:
     """The stand-in Hub: a context manager that serves the repositories added to it at `url`.
 
-    `tokens` maps each valid token to the gated repositories it may read. `faults` maps a file name (as in its
-    repository), or the path of an API request, to a misbehaviour. Both may be changed at any time. `requests`
-    lists what was asked, in the order of arrival.
+    `tokens` maps each valid token to the gated repositories it may read; `gates` says why one may not read the others:
+    a key of `GATES` ("licence" unless it is said), or any other text as the Hub's message. `faults` maps a file name
+    (as in its repository), or the path of an API request, to a misbehaviour. All may be changed at any time.
+    `requests` lists what was asked, in the order of arrival.
     """
 
     def __init__(self, *, lfs_threshold_bytes: int = 1_000_000) -> None:
         self.tokens: dict[str, set[str]] = {}
+        self.gates: dict[str, str] = {}
         self.faults: dict[str, Fault] = {}
         self.requests: list[Request] = []
         self._lfs_threshold_bytes = lfs_threshold_bytes
@@ -389,7 +404,8 @@ class HubStandIn:
     def _resolve(self, repo_id: str, revision: str, name: str, token: str | None) -> Reply | FileReply:
         """/{repo}/resolve/{revision}/{file}: small files here, LFS files by redirect to the CDN."""
         repo = self._find_repo(repo_id, token)
-        self._check_gate(repo, token)
+        if name not in UNGATED_FILES:
+            self._check_gate(repo, token)
         snapshot = _find_snapshot(repo, revision)
         file = snapshot.files.get(name)
         if file is None:
@@ -418,13 +434,13 @@ class HubStandIn:
     def _check_gate(self, repo: Repo, token: str | None) -> None:
         if not repo.gated:
             return
-        restricted = f"Access to model {repo.repo_id} is restricted"
         if token is None:
-            reason = ". You must have access to it and be authenticated to access it. Please log in."
-            raise RefusalError(401, restricted + reason, "GatedRepo")
+            reason = "You must have access to it and be authenticated to access it. Please log in."
+            raise RefusalError(401, f"Access to model {repo.repo_id} is restricted. {reason}", "GatedRepo")
         if repo.repo_id not in self.tokens[token]:
-            reason = f" and you are not in the authorized list. Visit {self.url}/{repo.repo_id} to ask for access."
-            raise RefusalError(403, restricted + reason, "GatedRepo")
+            gate = self.gates.get(token, "licence")
+            message = GATES.get(gate, gate).format(repo=repo.repo_id, url=self.url)
+            raise RefusalError(403, message, None if gate == "permission" else "GatedRepo")
 
 
 def _split_path(path: str) -> list[str]:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but re-exported without __all__
     build_hf_headers,
@@ -28,15 +28,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
 
 from llamachat.errors import (
     BadReference,
-    BadToken,
     DownloadDamaged,
-    GatedRepository,
     HubOffline,
     HubUnreachable,
-    RepositoryNotFound,
     RevisionNotFound,
     UnusableRepository,
 )
+from llamachat.models.hub.access import UNGATED_FILES, bad_token, refusal
 from llamachat.models.names import is_safe_file
 
 _TIMEOUT_S = 30.0
@@ -54,13 +52,18 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at one commit. `mirror` is a known ungated copy, to be named in errors only."""
+    """A repository at one commit.
+
+    `is_gated` says that access to the files is granted one by one; the listing is open to everybody. `mirror` is a
+    known ungated copy, to be named in errors only.
+    """
 
     repo: str
     commit: str
     files: dict[str, RemoteFile]
     license: str | None
     mirror: str | None = None
+    is_gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,20 @@ def find_repository(repo: str, revision: str | None, *, mirror: str | None = Non
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
         files[sibling.rfilename] = RemoteFile(sibling.rfilename, sibling.size or 0, sibling.blob_id or "", sha256)
     license_id = getattr(info.card_data, "license", None)
-    return Repository(repo, info.sha, files, license_id if isinstance(license_id, str) else None, mirror)
+    license_id = license_id if isinstance(license_id, str) else None
+    return Repository(repo, info.sha, files, license_id, mirror, is_gated=bool(info.gated))
+
+
+def check_access(repository: Repository) -> None:
+    """Ask for the metadata of one file of a gated repository, so that a refusal comes before anything else is done.
+
+    Raises `GatedRepository` or `BadToken`; without a gate nothing is asked.
+    """
+    names = sorted(repository.files.keys() - UNGATED_FILES)
+    if not repository.is_gated or not names:
+        return
+    with _plain_errors(repository.repo, repository.commit, repository.mirror):
+        get_hf_file_metadata(hf_hub_url(repository.repo, names[0], revision=repository.commit), timeout=_TIMEOUT_S)
 
 
 def download(repository: Repository, file: RemoteFile, path: Path, on_bytes: Callable[[int], None]) -> None:
@@ -151,26 +167,20 @@ def _refuse_unsafe(repo: str, name: str) -> None:
 @contextmanager
 def _plain_errors(repo: str, revision: str | None, mirror: str | None) -> Iterator[None]:
     """Turn what huggingface_hub and its HTTP library raise into this program's errors."""
-    has_token = get_token() is not None
     try:
         yield
-    except hub_errors.GatedRepoError as error:
-        page = f"https://huggingface.co/{repo}"
-        raise GatedRepository(repo, page, has_token=has_token, mirror=mirror) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise RepositoryNotFound(repo, has_token) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise RevisionNotFound(repo, revision or "main") from error
     except hub_errors.HFValidationError as error:
         raise BadReference(f"{repo!r} is not a repository name.", "A Hub repository is written ORG/REPO.") from error
     except hub_errors.OfflineModeIsEnabled as error:
         raise HubOffline(repo) from error
     except hub_errors.HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code == 401:
-            raise BadToken from error
+        if refused := refusal(error, repo, mirror):
+            raise refused from error
+        if isinstance(error, hub_errors.RevisionNotFoundError):
+            raise RevisionNotFound(repo, revision or "main") from error
         status = error.response.status_code if error.response is not None else "no answer"
         raise HubUnreachable(constants.ENDPOINT, f"HTTP {status}") from error
-    except UnicodeEncodeError as error:  # a token with characters that no header can carry
-        raise BadToken from error
+    except (UnicodeEncodeError, httpx2.LocalProtocolError):  # a token that no header can carry; it stands in the error
+        raise bad_token() from None
     except httpx2.HTTPError as error:
         raise HubUnreachable(constants.ENDPOINT, str(error) or type(error).__name__) from error
