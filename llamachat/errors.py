@@ -191,6 +191,17 @@ class AlreadyThere(LlamachatError):
         self.path = path
 
 
+class NameTaken(LlamachatError):
+    """A stored model has the name and quant of one that is to be imported, and other content."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(
+            f"{label} is here already, and it is another model.",
+            f"Give this one another name with --name, or remove that one first: llamachat rm {label}",
+        )
+        self.label = label
+
+
 @dataclass(frozen=True)
 class Shortage:
     """A file system, by a directory on it, where more is needed than is free."""

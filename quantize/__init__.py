@@ -11,6 +11,7 @@ from __future__ import annotations
 from quantize.adapter import ADAPTER_FILE_TYPES, check_adapter, convert_adapter, is_adapter, predict_adapter
 from quantize.choices import Choices, parse_choices
 from quantize.errors import QuantizeError
+from quantize.gguf_model import GGUFModel, read_gguf_model
 from quantize.header import Provenance
 from quantize.pipeline import ConversionReport, Prediction, check, convert, predict, predict_from_config
 from quantize.recipe import DEFAULT_FILE_TYPE, FILE_TYPES, FileType, find_file_type
@@ -22,6 +23,7 @@ __all__ = [
     "Choices",
     "ConversionReport",
     "FileType",
+    "GGUFModel",
     "Prediction",
     "Provenance",
     "QuantizeError",
@@ -35,4 +37,5 @@ __all__ = [
     "predict",
     "predict_adapter",
     "predict_from_config",
+    "read_gguf_model",
 ]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llamachat.models.pull import Progress
 
 _PLAIN_EVERY_S = 5.0
-_TITLES = {"download": "Downloading", "quantize": "Quantizing", "verify": "Checking"}
+_TITLES = {"download": "Downloading", "import": "Importing", "quantize": "Quantizing", "verify": "Checking"}
 
 
 @contextmanager
@@ -72,4 +72,4 @@ class _PlainLines:
 def _speed(stage: str, per_second: float) -> str:
     if not per_second:
         return ""
-    return f"{size(per_second)}/s" if stage in ("download", "verify") else f"{per_second / 1e6:.0f}M weights/s"
+    return f"{per_second / 1e6:.0f}M weights/s" if stage == "quantize" else f"{size(per_second)}/s"

@@ -17,7 +17,9 @@ _BITS = {4: "q4_k_m", 8: "q8_0"}
 
 
 def pull(
-    model: Annotated[str, typer.Argument(help="A catalogue name, ORG/REPO[@REVISION], or ./checkpoint-directory.")],
+    model: Annotated[
+        str, typer.Argument(help="A catalogue name, ORG/REPO[@REVISION], ./checkpoint-directory, or ./file.gguf.")
+    ],
     quant: Annotated[str | None, typer.Option(help="q4_k_m, q8_0, f16, …; default: the catalogue's.")] = None,
     bits: Annotated[int | None, typer.Option(help="4 means q4_k_m, 8 means q8_0.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: the newest.")] = None,
@@ -34,6 +36,7 @@ def pull(
       llamachat pull llama-3.2-1b-instruct --bits 8
       llamachat pull Qwen/Qwen2.5-0.5B-Instruct@main --quant q8_0
       llamachat pull ./my-fine-tune --name mine
+      llamachat pull ./model.Q4_K_M.gguf
     """
     if bits is not None and bits not in _BITS:
         raise typer.BadParameter("--bits is 4 or 8; for others use --quant.")

@@ -37,7 +37,11 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is written beside a stored GGUF. Sizes are bytes, `created` is ISO 8601 in UTC."""
+    """What is written beside a stored GGUF. Sizes are bytes, `created` is ISO 8601 in UTC.
+
+    Of a model that is split, `file` and `sha256` are the first shard's, `size_bytes` is all of it, and `shards` has the
+    size and sha256 of each.
+    """
 
     name: str
     quant: str
@@ -55,12 +59,15 @@ class Manifest:
     sampling: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    shards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
     def contents(self) -> tuple[StoredFile, ...]:
         """Every file that must be there and whole, the one that llama.cpp opens first."""
-        return (StoredFile(self.file, self.size_bytes, self.sha256),)
+        whole = StoredFile(self.file, self.size_bytes, self.sha256)
+        shards = (StoredFile(name, facts["size_bytes"], facts["sha256"]) for name, facts in self.shards.items())
+        return tuple(shards) or (whole,)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -122,13 +129,35 @@ _IS_OF_TYPE: Mapping[str, Callable[[Any], bool]] = {
 }
 """By the field's annotation, so that a new field of a known type needs nothing here."""
 
+
+def _is_file_name(value: Any) -> bool:
+    return is_safe_file(value) and "/" not in value
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_sha256(value: Any) -> bool:
+    return type(value) is str and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def _are_shards(value: Mapping[str, Mapping[str, Any]]) -> bool:
+    return all(
+        _is_file_name(name) and facts.keys() == {"size_bytes", "sha256"} and _is_size(facts["size_bytes"])
+        and _is_sha256(facts["sha256"])
+        for name, facts in value.items()
+    )  # fmt: skip
+
+
 _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "name": is_valid_name,
     "quant": lambda value: re.fullmatch(r"[a-z0-9_]+(?:[.-][a-z0-9_]+)*", value) is not None,
-    "file": lambda value: is_safe_file(value) and "/" not in value,
-    "size_bytes": lambda value: value > 0,
-    "n_params": lambda value: value > 0,
-    "sha256": lambda value: re.fullmatch(r"[0-9a-f]{64}", value) is not None,
+    "file": _is_file_name,
+    "size_bytes": _is_size,
+    "n_params": _is_size,
+    "sha256": _is_sha256,
+    "shards": _are_shards,
     "repo": lambda value: value is None or is_valid_name(value),
     "revision": lambda value: value is None or re.fullmatch(r"[^\s:@]+", value) is not None,
 }

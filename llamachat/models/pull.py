@@ -1,4 +1,4 @@
-"""Reference → stored model: look up, check, fetch, convert and quantize, publish.
+"""Reference → stored model: look up, check, fetch, convert and quantize (or import what is GGUF already), publish.
 
 Config and tokenizer come first and are checked before the weights move. Downloads are kept under `staging/` until
 the model is published, so a second try does not fetch finished files again.
@@ -7,11 +7,13 @@ the model is published, so a second try does not fetch finished files again.
 from __future__ import annotations
 
 import importlib.metadata
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import quantize
@@ -19,6 +21,7 @@ from llamachat.errors import BadReference, NoRoom, Shortage, UnusableRepository
 from llamachat.models import store
 from llamachat.models.catalog import load_catalog
 from llamachat.models.conversion import conversion_errors
+from llamachat.models.gguf_import import local_source, store_gguf
 from llamachat.models.hub import RemoteFile, Repository, check_access, download, find_repository
 from llamachat.models.locks import OnWait, locked, writing
 from llamachat.models.manifest import Manifest
@@ -41,7 +44,7 @@ _SMALL_FILES = ("config.json", "generation_config.json", *INDEX_NAMES, *TOKENIZE
 _MAX_SMALL_BYTES = 64 << 20
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total): "download" counts bytes, "quantize" counts weights."""
+"""Called with (stage, done, total): "download" and "import" count bytes, "quantize" counts weights."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def pull(request: PullRequest, progress: Progress, on_wait: OnWait | None = None
     """
     reference = parse_reference(request.model, load_catalog())
     with conversion_errors():
+        if isinstance(reference, ModelFile):
+            return _import_file(request, reference.path, progress, on_wait)
         target = _choose(request, reference)
         with locked(target.name, on_wait), writing():
             match reference:
@@ -97,10 +102,29 @@ def pull(request: PullRequest, progress: Progress, on_wait: OnWait | None = None
                     raise AssertionError("refused by _choose")
 
 
+def _import_file(request: PullRequest, path: Path, progress: Progress, on_wait: OnWait | None) -> PullResult:
+    if request.quant:
+        command = f"llamachat quantize {shlex.quote(str(path))} --quant {request.quant}"
+        raise BadReference(f"{path} is a GGUF file, which is imported as it is.", f"Make another one of it: {command}")
+    if request.revision:
+        raise BadReference(f"{path} is a file and has no revisions.", "Leave --revision out.")
+    started = time.monotonic()
+    source = local_source(path, request.name)
+    with locked(source.name, on_wait), writing():
+        model, was_here = store_gguf(source, partial(progress, "import"), replace=False)
+    return _result(model, started, was_here=was_here)
+
+
+def _result(model: store.StoredModel, started: float, *, was_here: bool) -> PullResult:
+    assert model.manifest is not None
+    elapsed_s = 0.0 if was_here else time.monotonic() - started
+    return PullResult(model, model.manifest, elapsed_s, was_here)
+
+
 def _choose(request: PullRequest, reference: Reference) -> _Target:
     match reference:
-        case ModelFile(path):
-            raise BadReference(f"{path} is a GGUF file already.", f"Use it where it is: llamachat chat {path}")
+        case ModelFile():
+            raise AssertionError("imported by pull")
         case LocalName():
             raise unknown(reference, load_catalog())
         case CheckpointDirectory(path) if request.revision:
