@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 
 class LlamachatError(Exception):
@@ -173,6 +174,29 @@ class DownloadDamaged(LlamachatError):
 
 class UnusableRepository(LlamachatError):
     """A repository without what is needed: no config, missing shards, names that leave the folder."""
+
+
+class OnOffer(NamedTuple):
+    """A model in a repository of GGUF files, and the word to choose it by."""
+
+    quant: str
+    size_bytes: int
+    n_files: int
+
+
+class ChooseQuant(LlamachatError):
+    """A repository of GGUF files, and nothing said which one, or one that is not there."""
+
+    def __init__(self, repo: str, wanted: str | None, offers: Sequence[OnOffer]) -> None:
+        quants = [offer.quant for offer in offers]
+        example = "q4_k_m" if "q4_k_m" in quants else quants[0]
+        sentence = (
+            f"{repo} has no {wanted} that could be meant." if wanted else f"{repo} holds GGUF files to choose from."
+        )
+        super().__init__(sentence, f"Choose one, for example: llamachat pull {repo}:{example}")
+        self.repo = repo
+        self.wanted = wanted
+        self.offers = tuple(offers)
 
 
 class ConversionFailed(LlamachatError):

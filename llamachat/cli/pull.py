@@ -8,12 +8,16 @@ import typer
 
 from llamachat.cli.format import parameters, size
 from llamachat.cli.output import out
+from llamachat.errors import ChooseQuant
 
 if TYPE_CHECKING:
     from llamachat.models.locks import Holder
     from llamachat.models.pull import PullResult
 
 _BITS = {4: "q4_k_m", 8: "q8_0"}
+
+_BESIDE_WEIGHTS_BYTES = 400_000_000
+"""Roughly what the program and the KV cache of a short chat take."""
 
 
 def pull(
@@ -35,6 +39,8 @@ def pull(
       llamachat pull llama-2-7b-chat
       llamachat pull llama-3.2-1b-instruct --bits 8
       llamachat pull Qwen/Qwen2.5-0.5B-Instruct@main --quant q8_0
+      llamachat pull bartowski/Llama-3.2-1B-Instruct-GGUF            (what is there)
+      llamachat pull bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
       llamachat pull ./my-fine-tune --name mine
       llamachat pull ./model.Q4_K_M.gguf
     """
@@ -47,12 +53,38 @@ def pull(
     from llamachat.models.pull import pull as run_pull
 
     request = PullRequest(model, _BITS[bits] if bits else quant, revision, name, keep_checkpoint, pre_tokenizer)
-    with pull_progress() as progress:
-        result = run_pull(request, progress, _say_waiting)
+    try:
+        with pull_progress() as progress:
+            result = run_pull(request, progress, _say_waiting)
+    except ChooseQuant as choice:
+        _offer(choice, as_json)
+        raise
     if as_json:
         out.json(_as_json(result))
     else:
         _say(result)
+
+
+def _offer(choice: ChooseQuant, as_json: bool) -> None:
+    """What there is to choose; the error that it comes with says how."""
+    from llamachat.engine.hardware import total_memory_bytes
+
+    memory = total_memory_bytes()
+    needs = [int(offer.size_bytes * 1.1) + _BESIDE_WEIGHTS_BYTES for offer in choice.offers]
+    fits = [need <= memory if memory else None for need in needs]
+    if as_json:
+        offers = [
+            {"quant": offer.quant, "size_bytes": offer.size_bytes, "n_files": offer.n_files, "fits": fit}
+            for offer, fit in zip(choice.offers, fits, strict=True)
+        ]
+        out.json({"repo": choice.repo, "offers": offers})
+        return
+    words = {True: "yes", False: "no", None: "unknown"}
+    rows = [
+        [offer.quant, size(offer.size_bytes), str(offer.n_files), size(need), words[fit]]
+        for offer, need, fit in zip(choice.offers, needs, fits, strict=True)
+    ]
+    out.table(["QUANT", ">SIZE", ">FILES", ">MEMORY", "FITS HERE"], rows)
 
 
 def _as_json(result: PullResult) -> dict[str, object]:

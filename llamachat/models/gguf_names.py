@@ -12,8 +12,10 @@ from typing import NamedTuple
 _SHARD = re.compile(r"(?P<base>.+)-(?P<number>\d{5})-of-(?P<n_shards>\d{5})\.gguf", re.IGNORECASE)
 
 _TYPE = r"(?:(?:IQ|TQ|Q)\d(?:_(?:K|S|M|L|XL|XS|XXS|NL|\d))*|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)"
-_QUANT = re.compile(rf"(?:^|(?<=[-._]))(?:(?:UD|i1)-)?{_TYPE}(?=[-._]|$)", re.IGNORECASE)
-"""Prefixes: UD of Unsloth's mixes, i1 of mradermacher's with an importance matrix."""
+_PREFIX = r"(?:UD|i1)-"
+"""UD of Unsloth's mixes, i1 of mradermacher's with an importance matrix."""
+
+_QUANT = re.compile(rf"(?:^|(?<=[-._]))(?:{_PREFIX})?{_TYPE}(?=[-._]|$)", re.IGNORECASE)
 
 _ALIASES = {"fp16": "f16", "fp32": "f32"}
 
@@ -51,6 +53,11 @@ def quant_of(name: str) -> str | None:
             quant = found[-1].group().lower()
             return _ALIASES.get(quant, quant)
     return None
+
+
+def without_prefix(quant: str) -> str:
+    """The quant without what a publisher puts before it."""
+    return re.sub(rf"^{_PREFIX}", "", quant, flags=re.IGNORECASE)
 
 
 def without_quant(base: str) -> str:

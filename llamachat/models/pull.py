@@ -10,7 +10,8 @@ import importlib.metadata
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -21,7 +22,8 @@ from llamachat.errors import BadReference, NoRoom, Shortage, UnusableRepository
 from llamachat.models import store
 from llamachat.models.catalog import load_catalog
 from llamachat.models.conversion import conversion_errors
-from llamachat.models.gguf_import import local_source, store_gguf
+from llamachat.models.gguf_import import GGUFSource, local_source, store_gguf
+from llamachat.models.gguf_repository import choose, is_gguf_repository
 from llamachat.models.hub import RemoteFile, Repository, check_access, download, find_repository
 from llamachat.models.locks import OnWait, locked, writing
 from llamachat.models.manifest import Manifest
@@ -71,15 +73,20 @@ class PullResult:
 
 @dataclass(frozen=True)
 class _Target:
-    """A request with every choice made."""
+    """A request with every choice made but one: a quant that nobody named depends on what there is."""
 
     name: str
-    file_type: quantize.FileType
+    wanted: str | None
     pre_tokenizer: str | None = None
     template: str | None = None
     system: str | None = None
     license: str | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def file_type(self) -> quantize.FileType:
+        """What a checkpoint is converted to; raises `UnknownFileType`."""
+        return quantize.find_file_type(self.wanted or quantize.DEFAULT_FILE_TYPE)
 
 
 def pull(request: PullRequest, progress: Progress, on_wait: OnWait | None = None) -> PullResult:
@@ -140,11 +147,12 @@ def _choose(request: PullRequest, reference: Reference) -> _Target:
         )
     if request.quant and quant and request.quant.lower() != quant:
         raise BadReference(f"{request.model} and --quant {request.quant} contradict each other.", "Give one of them.")
-    wanted = request.quant or quant or (spec.quant if spec else quantize.DEFAULT_FILE_TYPE)
-    file_type = quantize.find_file_type(wanted)
+    wanted = request.quant or quant
     if spec:
-        return _Target(name, file_type, request.pre_tokenizer, spec.template, spec.system, spec.license, spec.sampling)
-    return _Target(name, file_type, request.pre_tokenizer)
+        return _Target(
+            name, wanted or spec.quant, request.pre_tokenizer, spec.template, spec.system, spec.license, spec.sampling
+        )
+    return _Target(name, wanted, request.pre_tokenizer)
 
 
 def _pull_from_hub(
@@ -153,11 +161,13 @@ def _pull_from_hub(
     started = time.monotonic()
     mirror = reference.spec.mirror if reference.spec and reference.spec.repo == reference.repo else None
     repository = find_repository(reference.repo, request.revision or reference.revision, mirror=mirror)
+    if is_gguf_repository(repository.files):
+        return _pull_gguf(request, repository, target, progress, on_wait, started)
     stored = store.find_stored(target.name, target.file_type.name, repository.commit)
     if stored and stored.manifest:
         return PullResult(stored, stored.manifest, 0.0, was_here=True)
     check_access(repository)
-    checkpoint = staging_dir() / f"{reference.repo.replace('/', '--')}@{repository.commit}"
+    checkpoint = _staging(repository)
     checkpoint.mkdir(parents=True, exist_ok=True)
     with locked(checkpoint.name, on_wait):  # the same checkpoint may be wanted under another name
         _fetch_checkpoint(repository, checkpoint, target, progress)
@@ -186,7 +196,59 @@ def _fetch_checkpoint(repository: Repository, directory: Path, target: _Target, 
     shards = _shards(repository, directory)
     missing = [file for file in shards if not (directory / file.name).exists()]
     _require_room(sum(file.size_bytes for file in missing), sum(file.size_bytes for file in shards), target)
-    n_total = sum(file.size_bytes for file in shards)
+    _fetch_weights(repository, shards, directory, progress)
+
+
+def _pull_gguf(
+    request: PullRequest,
+    repository: Repository,
+    target: _Target,
+    progress: Progress,
+    on_wait: OnWait | None,
+    started: float,
+) -> PullResult:
+    choice = choose(repository, target.wanted)
+    stored = store.find_stored(target.name, choice.quant)
+    hashes = [file.sha256 for file in choice.files]
+    if stored and stored.manifest and [file.sha256 for file in stored.manifest.contents] == hashes:
+        return _result(stored, started, was_here=True)
+    check_access(repository)
+    staged = _staging(repository) / choice.quant
+    staged.mkdir(parents=True, exist_ok=True)
+    with locked(staged.parent.name, on_wait):
+        _require_free(sum(file.size_bytes for file in choice.files if not (staged / file.name).exists()))
+        paths = _fetch_weights(repository, choice.files, staged, progress)
+        source = GGUFSource(
+            target.name,
+            list(paths.values()),
+            choice.quant,
+            repository.repo,
+            repository.commit,
+            repository.license or target.license,
+            target.template,
+            target.system,
+            target.sampling,
+            choice.sources,
+            known={paths[file.name]: file.sha256 for file in choice.files if file.sha256},
+        )
+        model, _ = store_gguf(source, partial(progress, "import"), replace=True)
+        if not request.keep_checkpoint:
+            shutil.rmtree(staged)
+            with suppress(OSError):  # another quant is on its way
+                staged.parent.rmdir()
+    return _result(model, started, was_here=False)
+
+
+def _staging(repository: Repository) -> Path:
+    return staging_dir() / f"{repository.repo.replace('/', '--')}@{repository.commit}"
+
+
+def _fetch_weights(
+    repository: Repository, files: Sequence[RemoteFile], directory: Path, progress: Progress
+) -> dict[str, Path]:
+    """Fetch what is not there yet, and return where each file lies."""
+    missing = [file for file in files if not (directory / file.name).exists()]
+    n_total = sum(file.size_bytes for file in files)
     n_done = n_total - sum(file.size_bytes for file in missing)
 
     def advance(n_bytes: int) -> None:
@@ -195,12 +257,14 @@ def _fetch_checkpoint(repository: Repository, directory: Path, target: _Target, 
         progress("download", n_done, n_total)
 
     _fetch(repository, missing, directory, advance)
+    return {file.name: directory / file.name for file in files}
 
 
 def _fetch(repository: Repository, files: list[RemoteFile], directory: Path, advance: Callable[[int], None]) -> None:
     for file in files:
         path = directory / file.name
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             download(repository, file, path, advance)
 
 
@@ -218,11 +282,15 @@ def _shards(repository: Repository, directory: Path) -> list[RemoteFile]:
 def _require_room(n_download: int, n_weights: int, target: _Target) -> None:
     """Refuse before the first byte what cannot fit. The output is reckoned from 16-bit weights, headers included."""
     n_output = int(n_weights * target.file_type.bits_per_weight / 16 * 1.05) + (16 << 20)
+    _require_free(n_download + n_output)
+
+
+def _require_free(n_bytes: int) -> None:
     home = home_dir()
     free = shutil.disk_usage(home).free
-    if n_download + n_output > free:
+    if n_bytes > free:
         largest = [(model.label, model.size_bytes) for model in store.largest_stored()]
-        raise NoRoom([Shortage(home, n_download + n_output, free)], largest)
+        raise NoRoom([Shortage(home, n_bytes, free)], largest)
 
 
 def _convert_and_publish(

@@ -1,7 +1,7 @@
 """What a user means by MODEL: text → one of four kinds of reference. Looks at names only, never at the network.
 
 llama-2-7b-chat            a catalogue name        llama-2-7b-chat:q4_k_m   with a quant
-ORG/REPO  ORG/REPO@REV     a Hub checkpoint        ORG/REPO:Q4_K_M          with a quant
+ORG/REPO  ORG/REPO@REV     a Hub checkpoint        ORG/REPO:Q4_K_M          with a quant, or a GGUF file's
 ./dir  /dir  ~/dir         a checkpoint directory  model.gguf               a file
 """
 
@@ -15,7 +15,8 @@ from llamachat.errors import BadReference, UnknownModel
 from llamachat.models.catalog import Catalog, ModelSpec
 from llamachat.models.names import NAME, is_valid_name
 
-_REFERENCE = re.compile(rf"(?P<name>{NAME}(?:/{NAME})?)(?:@(?P<revision>[^:@\s]+))?(?::(?P<quant>[A-Za-z0-9_]+))?")
+_QUANT = r"[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*"  # UD-Q4_K_XL
+_REFERENCE = re.compile(rf"(?P<name>{NAME}(?:/{NAME})?)(?:@(?P<revision>[^:@\s]+))?(?::(?P<quant>{_QUANT}))?")
 
 
 @dataclass(frozen=True)

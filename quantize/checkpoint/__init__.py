@@ -15,7 +15,7 @@ from typing import Any
 from quantize.checkpoint.files import open_file, read_bytes, read_json
 from quantize.checkpoint.meta import PARAMS_NAME, are_equal, is_meta_release, merge, meta_shard_names
 from quantize.checkpoint.safetensors import read_safetensors
-from quantize.checkpoint.shards import INDEX_NAMES, SAFETENSORS, promised_shards, shard_names
+from quantize.checkpoint.shards import INDEX_NAMES, SAFETENSORS, WEIGHT_NAMES, promised_shards, shard_names
 from quantize.checkpoint.tensor import FileTensor, TensorSource
 from quantize.checkpoint.torch_file import read_torch_file
 from quantize.errors import CheckpointError
@@ -23,6 +23,7 @@ from quantize.errors import CheckpointError
 __all__ = [
     "INDEX_NAMES",
     "PARAMS_NAME",
+    "WEIGHT_NAMES",
     "Checkpoint",
     "is_meta_release",
     "open_checkpoint",

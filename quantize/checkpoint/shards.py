@@ -29,6 +29,8 @@ TORCH = WeightFiles("pytorch_model.bin.index.json", "pytorch_model.bin", ".bin")
 _BY_PREFERENCE = (SAFETENSORS, TORCH)
 
 INDEX_NAMES = tuple(files.index for files in _BY_PREFERENCE)
+WEIGHT_NAMES = tuple(name for files in _BY_PREFERENCE for name in (files.index, files.single))
+"""Any of these, and a directory has weights."""
 
 
 def shard_names(directory: Path, available: Collection[str] | None = None) -> list[str]:
