@@ -15,6 +15,7 @@ from quantize.gguf_model import GGUFModel, read_gguf_model
 from quantize.header import Provenance
 from quantize.pipeline import ConversionReport, Prediction, check, convert, predict, predict_from_config
 from quantize.recipe import DEFAULT_FILE_TYPE, FILE_TYPES, FileType, find_file_type
+from quantize.supply import Supply
 
 __all__ = [
     "ADAPTER_FILE_TYPES",
@@ -27,6 +28,7 @@ __all__ = [
     "Prediction",
     "Provenance",
     "QuantizeError",
+    "Supply",
     "check",
     "check_adapter",
     "convert",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ from llamachat.cli.format import size
 from llamachat.cli.output import out
 
 if TYPE_CHECKING:
-    from llamachat.models.pull import Progress
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    from llamachat.models.progress import Progress
 
 _PLAIN_EVERY_S = 5.0
 _TITLES = {"download": "Downloading", "import": "Importing", "quantize": "Quantizing", "verify": "Checking"}
@@ -20,56 +24,77 @@ _TITLES = {"download": "Downloading", "import": "Importing", "quantize": "Quanti
 @contextmanager
 def pull_progress() -> Iterator[Progress]:
     """Show the stages of a pull: how far, how fast, how long still."""
-    if out.talk.is_terminal:
-        with _bars() as report:
-            yield report
-    else:
+    if not out.talk.is_terminal:
         yield _PlainLines()
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskID,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"))
     with Progress(*columns, TimeRemainingColumn(), console=out.talk) as bars:
-        tasks: dict[str, TaskID] = {}
+        yield _Bars(bars)
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_TITLES[stage], total=total, completed=done, speed="")
-            task = tasks[stage]
-            bars.update(task, completed=done, speed=_speed(stage, bars.tasks[task].speed or 0.0))
 
-        yield report
+class _Bars:
+    """A bar for each stage, and one for each file under way."""
+
+    def __init__(self, bars: RichProgress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self._show(stage, _TITLES[stage], done, total, is_bytes=stage != "quantize")
+
+    def file(self, name: str, done: int, total: int) -> None:
+        self._show(f"file {name}", f"  {name}", done, total, is_bytes=True)
+        if done == total:
+            with self._lock:
+                task = self._tasks.pop(f"file {name}", None)
+            if task is not None:
+                self._bars.remove_task(task)
+                self._bars.console.print(f"  {name}: {size(total)}", markup=False, highlight=False)
+
+    def notice(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False)
+
+    def _show(self, key: str, title: str, done: int, total: int, *, is_bytes: bool) -> None:
+        with self._lock:
+            if key not in self._tasks:
+                self._tasks[key] = self._bars.add_task(title, total=total, completed=done, speed="")
+            task = self._tasks[key]
+        speed = next((shown.speed for shown in self._bars.tasks if shown.id == task), None)
+        self._bars.update(task, completed=done, total=total, speed=_speed(speed or 0.0, is_bytes=is_bytes))
 
 
 class _PlainLines:
-    """One line now and then, and one at the end of each stage."""
+    """One line now and then, and one at the end of each stage and file."""
 
     def __init__(self) -> None:
         self._started: dict[str, tuple[float, int]] = {}
-        self._last = 0.0
+        self._last: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        started, first = self._started.setdefault(stage, (now, done))
-        if done < total and now - self._last < _PLAIN_EVERY_S:
-            return
-        self._last = now
+        with self._lock:
+            started, first = self._started.setdefault(stage, (now, done))
+            if done < total and now - self._last.get(stage, 0.0) < _PLAIN_EVERY_S:
+                return
+            self._last[stage] = now
         per_second = (done - first) / (now - started) if now > started else 0.0
         left = f", {(total - done) / per_second:.0f} s left" if per_second and done < total else ""
-        out.note(f"{_TITLES[stage]}: {100 * done // max(total, 1)} %{left} {_speed(stage, per_second)}".rstrip())
+        speed = _speed(per_second, is_bytes=stage != "quantize")
+        out.note(f"{_TITLES[stage]}: {100 * done // max(total, 1)} %{left} {speed}".rstrip())
+
+    def file(self, name: str, done: int, total: int) -> None:
+        if done == total:
+            out.note(f"  {name}: {size(total)}")
+
+    def notice(self, text: str) -> None:
+        out.note(text)
 
 
-def _speed(stage: str, per_second: float) -> str:
+def _speed(per_second: float, *, is_bytes: bool) -> str:
     if not per_second:
         return ""
-    return f"{per_second / 1e6:.0f}M weights/s" if stage == "quantize" else f"{size(per_second)}/s"
+    return f"{size(per_second)}/s" if is_bytes else f"{per_second / 1e6:.0f}M weights/s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from llamachat.errors import ChooseQuant
 
 if TYPE_CHECKING:
     from llamachat.models.locks import Holder
+    from llamachat.models.plan import PullPlan
     from llamachat.models.pull import PullResult
 
 _BITS = {4: "q4_k_m", 8: "q8_0"}
@@ -30,6 +32,7 @@ def pull(
     name: Annotated[str | None, typer.Option(help="Keep it under this name.")] = None,
     keep_checkpoint: Annotated[bool, typer.Option("--keep-checkpoint", help="Keep the downloaded weights.")] = False,
     pre_tokenizer: Annotated[str | None, typer.Option(help="llama.cpp's name for one that is not recognized.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would download and take.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     r"""Download a model, convert and quantize it in one go.
@@ -41,6 +44,7 @@ def pull(
       llamachat pull Qwen/Qwen2.5-0.5B-Instruct@main --quant q8_0
       llamachat pull bartowski/Llama-3.2-1B-Instruct-GGUF            (what is there)
       llamachat pull bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
+      llamachat pull llama-2-13b-chat --dry-run
       llamachat pull ./my-fine-tune --name mine
       llamachat pull ./model.Q4_K_M.gguf
     """
@@ -49,20 +53,36 @@ def pull(
     if bits is not None and quant is not None:
         raise typer.BadParameter("--bits and --quant say the same thing; give one of them.")
     from llamachat.cli.progress import pull_progress
-    from llamachat.models.pull import PullRequest
-    from llamachat.models.pull import pull as run_pull
+    from llamachat.models import pull as puller
 
-    request = PullRequest(model, _BITS[bits] if bits else quant, revision, name, keep_checkpoint, pre_tokenizer)
+    request = puller.PullRequest(model, _BITS[bits] if bits else quant, revision, name, keep_checkpoint, pre_tokenizer)
     try:
         with pull_progress() as progress:
-            result = run_pull(request, progress, _say_waiting)
+            result = puller.plan(request, progress) if dry_run else puller.pull(request, progress, _say_waiting)
     except ChooseQuant as choice:
         _offer(choice, as_json)
         raise
-    if as_json:
+    if not isinstance(result, puller.PullResult):
+        _say_plan(result, as_json)
+    elif as_json:
         out.json(_as_json(result))
     else:
         _say(result)
+
+
+def _say_plan(plan: PullPlan, as_json: bool) -> None:
+    if as_json:
+        out.json({**asdict(plan), "directory": str(plan.directory), "fits": plan.fits, "dry_run": True})
+        return
+    rows = [
+        ("download", size(plan.download_bytes)),
+        ("weights on disk at a time", size(plan.temporary_bytes)),
+        ("the model", f"{size(plan.output_bytes)} ({plan.output_bytes:,} bytes)"),
+        ("needed now", size(plan.needed_bytes)),
+        ("free", size(plan.free_bytes)),
+    ]
+    out.table((f"IN {plan.directory}", ">SIZE"), rows)
+    out.note("It fits." if plan.fits else "It does not fit.")
 
 
 def _offer(choice: ChooseQuant, as_json: bool) -> None:

@@ -1,0 +1,81 @@
+"""GGUF files of a repository → a stored model: fetched as they are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from llamachat.models import store
+from llamachat.models.gguf_import import GGUFSource, store_gguf
+from llamachat.models.gguf_repository import GGUFChoice, choose
+from llamachat.models.hub import Repository
+from llamachat.models.hub.download import download
+from llamachat.models.locks import OnWait, locked
+from llamachat.models.plan import PullPlan, plan_files
+from llamachat.models.progress import Progress
+from llamachat.models.publishing import Target, checkpoint_dir
+from llamachat.models.transfer import Transfer
+
+
+def find_here(repository: Repository, target: Target) -> store.StoredModel | None:
+    """The stored model that `pull_gguf` would make; raises `ChooseQuant` where a quant has to be named."""
+    choice = choose(repository, target.wanted)
+    stored = store.find_stored(target.name, choice.quant)
+    hashes = [file.sha256 for file in choice.files]
+    if stored and stored.manifest and [file.sha256 for file in stored.manifest.contents] == hashes:
+        return stored
+    return None
+
+
+def plan_gguf(repository: Repository, target: Target, _progress: Progress, *, keep: bool) -> PullPlan:
+    """Return what `pull_gguf` would do."""
+    del keep  # the files are linked into the store: kept or not, they take their room once
+    choice = choose(repository, target.wanted)
+    return plan_files(choice.files, checkpoint_dir(repository) / choice.quant)
+
+
+def pull_gguf(
+    repository: Repository, target: Target, progress: Progress, on_wait: OnWait | None, *, keep: bool
+) -> store.StoredModel:
+    """Fetch the files of one quant, and put them into the store. Raises `LlamachatError` or `QuantizeError`."""
+    choice = choose(repository, target.wanted)
+    with _staged(repository, choice, on_wait) as staged:
+        plan_files(choice.files, staged).require_room()
+        watch = Transfer(list(choice.files), staged, progress)
+        paths = {file.name: staged / file.name for file in choice.files}
+        for file in choice.files:
+            paths[file.name].parent.mkdir(parents=True, exist_ok=True)
+            download(repository, file, paths[file.name], watch)
+        model, _ = store_gguf(_source(repository, target, choice, paths), partial(progress, "import"), replace=True)
+        if not keep:
+            shutil.rmtree(staged)
+            with suppress(OSError):  # another quant is on its way
+                staged.parent.rmdir()
+    return model
+
+
+@contextmanager
+def _staged(repository: Repository, choice: GGUFChoice, on_wait: OnWait | None) -> Iterator[Path]:
+    staged = checkpoint_dir(repository) / choice.quant
+    with locked(staged.parent.name, on_wait):
+        staged.mkdir(parents=True, exist_ok=True)
+        yield staged
+
+
+def _source(repository: Repository, target: Target, choice: GGUFChoice, paths: dict[str, Path]) -> GGUFSource:
+    return GGUFSource(
+        target.name,
+        list(paths.values()),
+        choice.quant,
+        repository.repo,
+        repository.commit,
+        repository.license or target.license,
+        target.template,
+        target.system,
+        target.sampling,
+        choice.sources,
+        known={paths[file.name]: file.sha256 for file in choice.files if file.sha256},
+    )

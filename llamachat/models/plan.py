@@ -1,0 +1,85 @@
+"""What a pull will move and keep, known to the byte before the first weight moves, and whether it fits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from llamachat.errors import NoRoom, Shortage
+from llamachat.models import store
+from llamachat.models.hub.client import RemoteFile
+from llamachat.models.hub.download import RANGE_BYTES, n_missing
+from llamachat.paths import home_dir
+from quantize.checkpoint.shards import SAFETENSORS
+
+
+@dataclass(frozen=True)
+class PullPlan:
+    """Sizes in bytes. `temporary` is the most that weight files take at a time while the model is made."""
+
+    directory: Path
+    download_bytes: int
+    temporary_bytes: int
+    output_bytes: int
+    needed_bytes: int
+    """What has to be free now; less than the sum where an earlier try left something of use."""
+    free_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room."""
+        return self.needed_bytes <= self.free_bytes
+
+    def require_room(self) -> None:
+        """Raise `NoRoom` if there is none."""
+        if not self.fits:
+            largest = [(model.label, model.size_bytes) for model in store.largest_stored()]
+            raise NoRoom([Shortage(self.directory, self.needed_bytes, self.free_bytes)], largest)
+
+
+def make_plan(shards: list[RemoteFile], checkpoint: Path, output_bytes: int, staged: Path, *, keep: bool) -> PullPlan:
+    """Plan to make a model of `output_bytes` in `staged` from the weight files that are to come to `checkpoint`."""
+    n_temporary = _most_at_a_time([shard.size_bytes for shard in shards])
+    if keep or not all(shard.name.endswith(SAFETENSORS.suffix) for shard in shards):
+        n_temporary = sum(shard.size_bytes for shard in shards)
+    n_needed = max(0, output_bytes - _disk_usage(staged)) + max(0, n_temporary - _disk_usage(checkpoint))
+    return PullPlan(
+        directory=checkpoint.parent,
+        download_bytes=sum(n_missing(shard, checkpoint / shard.name) for shard in shards),
+        temporary_bytes=n_temporary,
+        output_bytes=output_bytes,
+        needed_bytes=n_needed,
+        free_bytes=shutil.disk_usage(checkpoint.parent).free,
+    )
+
+
+def plan_files(files: Sequence[RemoteFile], directory: Path) -> PullPlan:
+    """Plan to fetch files as they are, which then become the model."""
+    n_download = sum(n_missing(file, directory / file.name) for file in files)
+    home = home_dir()
+    return PullPlan(home, n_download, 0, sum(f.size_bytes for f in files), n_download, shutil.disk_usage(home).free)
+
+
+def _most_at_a_time(sizes: list[int]) -> int:
+    """The largest two neighbours, and the first range of every other file."""
+    if len(sizes) < 2:
+        return sum(sizes)
+    pair = max(map(sum, pairwise(sizes)))
+    return pair + RANGE_BYTES * (len(sizes) - 2)
+
+
+def _disk_usage(directory: Path) -> int:
+    """Bytes that the files of a directory take on the disk; what is sparse takes less than its length."""
+    if not directory.is_dir():
+        return 0
+    with os.scandir(directory) as entries:
+        return sum(_blocks_bytes(entry) for entry in entries if entry.is_file(follow_symlinks=False))
+
+
+def _blocks_bytes(entry: os.DirEntry[str]) -> int:
+    stat = entry.stat(follow_symlinks=False)
+    return stat.st_blocks * 512 if hasattr(stat, "st_blocks") else stat.st_size

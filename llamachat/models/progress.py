@@ -1,0 +1,18 @@
+"""How far a pull is: what those who work tell those who show it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """May be called from several threads."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """How far a stage is: "download" and "import" count bytes, "quantize" counts weights."""
+
+    def file(self, name: str, done: int, total: int) -> None:
+        """How far the download of a file is, in bytes."""
+
+    def notice(self, text: str) -> None:
+        """Something worth a line."""
