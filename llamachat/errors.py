@@ -164,8 +164,19 @@ class BadToken(LlamachatError):
         self.from_environment = from_environment
 
 
+class DownloadBroken(LlamachatError):
+    """The network or the server failed so often in a row that going on by itself makes no sense."""
+
+    def __init__(self, file: str, problem: str, n_retries: int) -> None:
+        super().__init__(
+            f"{file}: the download broke off ({problem}) and did not recover in {n_retries} retries.",
+            "Check the network, then run the same command again; it continues where it stopped.",
+        )
+        self.file = file
+
+
 class DownloadDamaged(LlamachatError):
-    """A file arrived short, or with other content than the Hub announced."""
+    """A file arrived with other content than the Hub announced, and did so again."""
 
     def __init__(self, file: str, problem: str) -> None:
         super().__init__(f"{file}: {problem}.", "Run the same command again; finished files are not fetched again.")

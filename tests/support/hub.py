@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 import threading
 import time
@@ -23,12 +24,13 @@ from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import BaseServer
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from weakref import WeakSet
 
 LFS_SUFFIXES = frozenset({".safetensors", ".bin", ".gguf", ".model"})
 PIECE_BYTES = 1 << 16
+SPAN_BYTES = 1 << 20
 EPOCH = "2024-01-01T00:00:00.000Z"
 PAGE_NOT_FOUND = "Sorry, we can't find the page you are looking for."
 
@@ -147,11 +149,13 @@ def _read_pieces(path: Path, start: int, end: int) -> Iterator[Piece]:
 class Fault:
     """One way to misbehave, `times` times (None: always).
 
-    A subclass overrides `refuse` to answer something else, or `deliver` to change the bytes of the body on
-    their way out; the declared Content-Length stays that of the honest body.
+    A subclass overrides `refuse` to answer something else, `announce` to change the headers, or `deliver` to
+    change the bytes of the body on their way out; the declared Content-Length stays that of the honest body.
     """
 
     times: int | None = field(default=None, kw_only=True)
+
+    honours_ranges: ClassVar[bool] = True
 
     def applies_to(self, method: str) -> bool:
         """Whether a request of this method is affected at all; a request that is not uses up no `times`."""
@@ -160,6 +164,13 @@ class Fault:
     def refuse(self) -> Reply | None:
         """An answer in place of the honest one."""
         return None
+
+    def etag(self, honest: str) -> str:
+        """What the content goes by."""
+        return honest
+
+    def announce(self, headers: dict[str, str]) -> None:
+        """Change the headers of the honest answer, Content-Length and Content-Range among them."""
 
     def deliver(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
         """The pieces that are sent in place of `pieces`."""
@@ -187,6 +198,59 @@ class Truncate(Fault):
             yield offset, data[: max(0, self.after_bytes - offset)]
             if offset + len(data) >= self.after_bytes:
                 return
+
+
+@dataclass
+class Hang(Fault):
+    """No byte at or after `after_bytes` of the file ever arrives, and the connection stays open, for a minute."""
+
+    after_bytes: int
+
+    def deliver(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Fall silent at `after_bytes`."""
+        yield from Truncate(self.after_bytes).deliver(pieces)
+        time.sleep(60)
+
+
+@dataclass
+class NoRanges(Fault):
+    """The whole file, whatever part was asked for."""
+
+    honours_ranges: ClassVar[bool] = False
+
+
+@dataclass
+class OtherETag(Fault):
+    """The file goes by another ETag, as if its content had changed."""
+
+    other: str = "changed"
+
+    def etag(self, _honest: str) -> str:
+        """Give that one out."""
+        return f'"{self.other}"'
+
+
+@dataclass
+class WrongLength(Fault):
+    """The Content-Length is off by `n_bytes`; the body is the honest one."""
+
+    n_bytes: int
+
+    def announce(self, headers: dict[str, str]) -> None:
+        """Lie about it."""
+        headers["Content-Length"] = str(int(headers["Content-Length"]) + self.n_bytes)
+
+
+@dataclass
+class WrongRange(Fault):
+    """The Content-Range is not the one that was asked for."""
+
+    content_range: str
+
+    def announce(self, headers: dict[str, str]) -> None:
+        """Lie about it."""
+        if "Content-Range" in headers:
+            headers["Content-Range"] = self.content_range
 
 
 @dataclass
@@ -301,8 +365,10 @@ class HubStandIn:
 
     `tokens` maps each valid token to the gated repositories it may read; `gates` says why one may not read the others:
     a key of `GATES` ("licence" unless it is said), or any other text as the Hub's message. `faults` maps a file name
-    (as in its repository), or the path of an API request, to a misbehaviour. All may be changed at any time.
-    `requests` lists what was asked, in the order of arrival.
+    (as in its repository), or the path of an API request, to a misbehaviour. `link_uses` is how often an address at
+    the CDN may be used before it has expired (None: always). All may be changed at any time. `requests` lists what
+    was asked, in the order of arrival.
+
     """
 
     def __init__(self, *, lfs_threshold_bytes: int = 1_000_000) -> None:
@@ -310,6 +376,8 @@ class HubStandIn:
         self.gates: dict[str, str] = {}
         self.faults: dict[str, Fault] = {}
         self.requests: list[Request] = []
+        self.link_uses: int | None = None
+        self._links: dict[str, int] = {}
         self._lfs_threshold_bytes = lfs_threshold_bytes
         self._repos: dict[str, Repo] = {}
         self._lfs_objects: dict[str, RepoFile] = {}
@@ -357,9 +425,16 @@ class HubStandIn:
         """GET and HEAD /cdn/{sha256}: the address is the permission, so no token is asked for."""
         sha256 = request.path.removeprefix("/cdn/")
         file = self._lfs_objects.get(sha256)
+        self._use_link(parse_qs(request.query).get("Signature", [""])[0])
         if file is None:
             raise RefusalError(404, "No such object")
         return FileReply(file, {"ETag": f'"{sha256}"', "Content-Disposition": _disposition(file)})
+
+    def _use_link(self, signature: str) -> None:
+        with self._lock:
+            self._links[signature] = self._links.get(signature, 0) + 1
+            if self.link_uses is not None and self._links[signature] > self.link_uses:
+                raise RefusalError(403, "Request has expired")
 
     def _answer_hub(self, request: Request, token: str | None) -> Reply | FileReply:
         segments = _split_path(request.path)
@@ -413,7 +488,7 @@ class HubStandIn:
         headers = {"X-Repo-Commit": snapshot.commit, "ETag": f'"{file.etag}"'}
         if not file.is_lfs:
             return FileReply(file, headers | {"Content-Disposition": _disposition(file)})
-        location = f"{self.cdn_url}/cdn/{file.sha256}"
+        location = f"{self.cdn_url}/cdn/{file.sha256}?Signature={len(self.requests)}"
         headers |= {
             "Location": location,
             "X-Linked-Size": str(file.size_bytes),
@@ -605,7 +680,7 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(reply, FileReply):
             self._send_file(reply, record)
         else:
-            self._send_body(reply.status, reply.headers, len(reply.body), iter([(0, reply.body)]), record)
+            self._send_reply(reply, record)
 
     def _send_file(self, reply: FileReply, record: Request) -> None:
         file = reply.file
@@ -615,8 +690,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(refusal, record)
             return
         total = file.size_bytes
-        span = _parse_range(record.range, total)
         headers = reply.headers | {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+        headers["ETag"] = fault.etag(headers["ETag"])
+        is_asked = fault.honours_ranges and self.headers.get("If-Range") in (None, headers["ETag"])
+        span = _parse_range(record.range, total) if is_asked else None
         if span is None:
             status, start, end = 200, 0, total
         elif span[0] >= span[1]:
@@ -625,26 +702,48 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             status, (start, end) = 206, span
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{total}"
-        pieces = fault.deliver(_read_pieces(file.path, start, end))
-        self._send_body(status, headers, end - start, pieces, record)
+        headers["Content-Length"] = str(end - start)
+        fault.announce(headers)
+        self._send_head(status, headers, record)
+        if self.command == "HEAD":
+            return
+        if type(fault).deliver is Fault.deliver:
+            self._send_span(file.path, start, end, record)
+        else:
+            self._send_pieces(fault.deliver(_read_pieces(file.path, start, end)), record)
+        self.close_connection |= record.bytes_sent != int(headers["Content-Length"])
 
-    def _send_body(
-        self, status: int, headers: dict[str, str], n_bytes: int, pieces: Iterator[Piece], record: Request
-    ) -> None:
+    def _send_reply(self, reply: Reply, record: Request) -> None:
+        self._send_head(reply.status, reply.headers | {"Content-Length": str(len(reply.body))}, record)
+        if self.command != "HEAD":
+            self._send_pieces(iter([(0, reply.body)]), record)
+
+    def _send_head(self, status: int, headers: dict[str, str], record: Request) -> None:
         record.status = status
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(n_bytes))
         self.end_headers()
-        if self.command == "HEAD":
-            return
+
+    def _send_pieces(self, pieces: Iterator[Piece], record: Request) -> None:
         for _, data in pieces:
             # Counted first, for the same reason as the record itself.
             record.bytes_sent += len(data)
             self.wfile.write(data)
-        if record.bytes_sent != n_bytes:
-            self.close_connection = True
+
+    def _send_span(self, path: Path, start: int, end: int, record: Request) -> None:
+        """Send a part of a file as fast as the system can, without touching the bytes."""
+        with path.open("rb") as file:
+            while start < end:
+                n_asked = min(end - start, SPAN_BYTES)
+                record.bytes_sent += n_asked
+                try:
+                    n_sent = os.sendfile(self.connection.fileno(), file.fileno(), start, n_asked)
+                except OSError:
+                    record.bytes_sent -= n_asked
+                    raise
+                record.bytes_sent -= n_asked - n_sent
+                start += n_sent
 
 
 def _parse_range(header: str | None, total: int) -> tuple[int, int] | None:

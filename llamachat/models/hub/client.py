@@ -1,34 +1,23 @@
-"""Look a repository up on the Hub, and fetch files of one commit with their hashes checked.
+"""Look a repository up on the Hub: its commit, its files, and what stands in the way of reading them.
 
-huggingface_hub is kept for what it knows (tokens, endpoints, listings, typed errors). The bytes are streamed
-here, because the library checks no content: a large file is held against its sha256, a small one against its git
-blob id, and a file gets its name only when they agree.
+huggingface_hub is kept for what it knows: tokens, endpoints, listings, typed errors. The bytes come by `download`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import quote
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but re-exported without __all__
-    build_hf_headers,
-    get_session,
-    hf_raise_for_status,
-)
 
 from llamachat.errors import (
     BadReference,
-    DownloadDamaged,
     HubOffline,
     HubUnreachable,
     RevisionNotFound,
@@ -36,8 +25,6 @@ from llamachat.errors import (
 )
 from llamachat.models.hub.access import UNGATED_FILES, bad_token, refusal
 from llamachat.models.names import is_safe_file
-
-_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,7 @@ def hub_access() -> HubAccess:
 
 def find_repository(repo: str, revision: str | None, *, mirror: str | None = None) -> Repository:
     """Resolve `revision` (default: the main branch) to a commit and list its files."""
-    with _plain_errors(repo, revision, mirror):
+    with plain_errors(repo, revision, mirror):
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     if not info.sha:
         raise UnusableRepository(f"The Hub names no commit for {repo}.", "Try again later.")
@@ -106,54 +93,8 @@ def check_access(repository: Repository) -> None:
     names = sorted(repository.files.keys() - UNGATED_FILES)
     if not repository.is_gated or not names:
         return
-    with _plain_errors(repository.repo, repository.commit, repository.mirror):
-        get_hf_file_metadata(hf_hub_url(repository.repo, names[0], revision=repository.commit), timeout=_TIMEOUT_S)
-
-
-def download(repository: Repository, file: RemoteFile, path: Path, on_bytes: Callable[[int], None]) -> None:
-    """Fetch one file to `path`, telling `on_bytes` how many bytes came each time.
-
-    Raises `DownloadDamaged` if it is cut short or its hash is wrong; `path` appears only when all is well.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    digest = _expected_digest(file)
-    n_received = 0
-    try:
-        with partial.open("wb") as out, _plain_errors(repository.repo, repository.commit, repository.mirror):
-            for piece in _stream(repository, file):
-                n_received += len(piece)
-                if n_received > file.size_bytes:
-                    break
-                digest.update(piece)
-                out.write(piece)
-                on_bytes(len(piece))
-            out.flush()
-            os.fsync(out.fileno())
-        if n_received != file.size_bytes:
-            raise DownloadDamaged(file.name, f"{n_received:,} of {file.size_bytes:,} bytes arrived")
-        if digest.hexdigest() != (file.sha256 or file.blob_id):
-            raise DownloadDamaged(file.name, "arrived damaged (its hash is not the one the Hub announced)")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _stream(repository: Repository, file: RemoteFile) -> Iterator[bytes]:
-    url = f"{constants.ENDPOINT}/{repository.repo}/resolve/{repository.commit}/{quote(file.name)}"
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    request = get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S)
-    with request as response:
-        hf_raise_for_status(response)
-        try:
-            yield from response.iter_raw()
-        except httpx2.RemoteProtocolError:
-            return  # cut short: the caller counts the bytes and says so
-
-
-def _expected_digest(file: RemoteFile) -> hashlib._Hash:
-    if file.sha256:
-        return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)  # git's name for a file's content
+    with plain_errors(repository.repo, repository.commit, repository.mirror):
+        get_hf_file_metadata(hf_hub_url(repository.repo, names[0], revision=repository.commit), timeout=30.0)
 
 
 def _refuse_unsafe(repo: str, name: str) -> None:
@@ -165,7 +106,7 @@ def _refuse_unsafe(repo: str, name: str) -> None:
 
 
 @contextmanager
-def _plain_errors(repo: str, revision: str | None, mirror: str | None) -> Iterator[None]:
+def plain_errors(repo: str, revision: str | None, mirror: str | None) -> Iterator[None]:
     """Turn what huggingface_hub and its HTTP library raise into this program's errors."""
     try:
         yield
