@@ -5,7 +5,7 @@ its own and killed with SIGKILL after a random time, over and over, until one ru
 it was killed, in which stage, how many bytes were sent more than once, and whether the store ever showed a half-made
 model or the final file differed.
 
-    python benchmarks/kill_pull.py [--kills 100] [--shards 4] [--megabytes 160]
+    PYTHONPATH=tests python benchmarks/kill_pull.py [--kills 100] [--shards 4] [--megabytes 160]
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1] / "tests")
 
 from support.checkpoints import LlamaShape, train_sentencepiece, write_random_checkpoint
 from support.hub import HubStandIn
@@ -138,9 +136,8 @@ def report(trial: Trial, n_kills: int, rng: random.Random) -> None:
         print(f"  {stage}: {n}")
     again = trial.n_sent - trial.n_needed
     bound = RANGE_BYTES * N_CONNECTIONS
-    print(
-        f"bytes sent again: {again / max(1, trial.n_kills) / 1e6:.1f} MB a kill, {trial.most_per_kill / 1e6:.1f} MB at most"
-    )
+    a_kill = again / max(1, trial.n_kills) / 1e6
+    print(f"bytes sent again: {a_kill:.1f} MB a kill, {trial.most_per_kill / 1e6:.1f} MB at most")
     print(f"  (a range a connection is {bound / 1e6:.1f} MB)")
     print(f"half-made models seen: {trial.n_half_made}; final files that differ: {trial.n_wrong}")
 

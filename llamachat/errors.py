@@ -79,8 +79,14 @@ class HubUnreachable(LlamachatError):
 class HubOffline(LlamachatError):
     """HF_HUB_OFFLINE is set and something is needed from the Hub."""
 
-    def __init__(self, repo: str) -> None:
-        super().__init__(f"HF_HUB_OFFLINE is set, so {repo} cannot be looked up.", "Unset HF_HUB_OFFLINE to pull.")
+    def __init__(self, repo: str, file: str | None = None) -> None:
+        what = f"{file} of {repo}" if file else repo
+        super().__init__(
+            f"HF_HUB_OFFLINE is set, and {what} is not in the cache of huggingface_hub.",
+            "Unset HF_HUB_OFFLINE to pull.",
+        )
+        self.repo = repo
+        self.file = file
 
 
 class RepositoryNotFound(LlamachatError):
@@ -181,6 +187,17 @@ class DownloadDamaged(LlamachatError):
     def __init__(self, file: str, problem: str) -> None:
         super().__init__(f"{file}: {problem}.", "Run the same command again; finished files are not fetched again.")
         self.file = file
+
+
+class CacheDamaged(LlamachatError):
+    """A file in the cache of huggingface_hub whose content is not what it should be."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path}: is damaged (its hash is not the one the Hub announced).",
+            "Delete that file, then run the same command again.",
+        )
+        self.path = path
 
 
 class UnusableRepository(LlamachatError):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import RunCommand
+from huggingface_hub import HfApi
 
 from llamachat.errors import ChooseQuant, UnusableRepository
 from llamachat.models.gguf_repository import choose, is_gguf_repository, list_choices
@@ -217,6 +218,34 @@ def test_a_gate_is_met_before_anything_moves(hub: HubStandIn, run: RunCommand, m
     refused = run("pull", f"{REPO}:q8_0")
     assert "no token was found" in refused.stderr
     assert [request.method for request in hub.requests] == ["GET", "HEAD"]
+
+
+@pytest.fixture
+def cached(hub: HubStandIn, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of `REPO` as huggingface_hub itself caches it; from now on without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+    cache = home.with_name("huggingface") / "hub"
+    snapshot = Path(HfApi(endpoint=hub.url, token=False).snapshot_download(REPO, cache_dir=cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return snapshot
+
+
+def test_a_cached_file_is_linked_into_the_store(cached: Path, run: RunCommand) -> None:
+    result = pull(run, f"{REPO}:Q8_0")
+    assert Path(result["path"]).samefile(cached / "Tiny.Q8_0.gguf")
+    assert result["revision"] == cached.name
+
+
+def test_a_damaged_file_in_the_cache_is_named(cached: Path, run: RunCommand, home: Path) -> None:
+    blob = (cached / "Tiny.Q8_0.gguf").resolve()
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    refused = run("pull", f"{REPO}:Q8_0")
+    assert refused.returncode == 1
+    assert f"{blob}: is damaged" in refused.stderr
+    assert "Delete that file" in refused.stderr
+    assert not (home / "models").exists()
 
 
 def test_choices_come_smallest_first() -> None:

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from llamachat.models.hub.client import RemoteFile, Repository
 from llamachat.models.hub.download import download, drop_contents, is_complete
+from llamachat.models.hub.repository import RemoteFile, Repository
 from llamachat.models.transfer import Transfer
 from quantize.checkpoint.shards import SAFETENSORS
 

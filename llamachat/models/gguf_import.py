@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import quantize
-from llamachat.errors import BadReference, NameTaken, NoRoom, NotAModelFile, Shortage, describe_os_error
+from llamachat.errors import (
+    BadReference,
+    CacheDamaged,
+    NameTaken,
+    NoRoom,
+    NotAModelFile,
+    Shortage,
+    describe_os_error,
+)
 from llamachat.models import store
 from llamachat.models.gguf_names import base_name, shard_name, shard_of, without_quant
 from llamachat.models.manifest import Manifest
@@ -33,7 +41,7 @@ class GGUFSource:
     """The GGUF file of a model, or all its shards in order, and what is known of where it comes from.
 
     `quant` is what its publisher calls it, which may differ from the file type in the header. `sources` describes
-    the files of a repository; what has a sha256 in `known` was verified already.
+    the files of a repository. What has a sha256 in `known` was verified already; in `expected`, it must have that.
     """
 
     name: str
@@ -47,6 +55,7 @@ class GGUFSource:
     sampling: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, str | int | None]] = field(default_factory=dict)
     known: Mapping[Path, str] = field(default_factory=dict)
+    expected: Mapping[Path, str] = field(default_factory=dict)
 
 
 def local_source(path: Path, name: str | None) -> GGUFSource:
@@ -90,10 +99,10 @@ def store_gguf(
         files: dict[str, dict[str, str | int]] = {}
         for number, path in enumerate(source.paths, start=1):
             target = staged / shard_name(base, number, len(source.paths))
-            files[target.name] = {
-                "size_bytes": path.stat().st_size,
-                "sha256": _take(path, target, source.known.get(path), counter.advance),
-            }
+            sha256 = _take(path, target, source.known.get(path), counter.advance)
+            if sha256 != source.expected.get(path, sha256):
+                raise CacheDamaged(path.resolve())
+            files[target.name] = {"size_bytes": path.stat().st_size, "sha256": sha256}
         return store.publish(staged, _manifest(source, quant, found, files)), False
     finally:
         shutil.rmtree(staged, ignore_errors=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from llamachat.errors import ChooseQuant, OnOffer, UnusableRepository
+from llamachat.errors import ChooseQuant, HubOffline, OnOffer, UnusableRepository
 from llamachat.models.gguf_names import base_name, quant_of, shard_name, shard_of, without_prefix
 from llamachat.models.hub import RemoteFile, Repository
 from quantize.checkpoint import WEIGHT_NAMES
@@ -81,6 +81,8 @@ def choose(repository: Repository, quant: str | None) -> GGUFChoice:
     if len(found) != 1:
         offers = [OnOffer(choice.quant, choice.size_bytes, len(choice.files)) for choice in choices]
         raise ChooseQuant(repository.repo, quant, offers)
+    if found[0].missing and repository.is_offline:
+        raise HubOffline(repository.repo, found[0].missing[0])
     if found[0].missing:
         raise UnusableRepository(
             f"{repository.repo} lacks {found[0].missing[0]}, a shard of {found[0].quant}.",

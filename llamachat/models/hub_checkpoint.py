@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import quantize
-from llamachat.errors import UnusableRepository
+from llamachat.errors import HubOffline, UnusableRepository
 from llamachat.models import store
 from llamachat.models.arrival import Arrival
 from llamachat.models.hub import RemoteFile, Repository
-from llamachat.models.hub.download import download
 from llamachat.models.locks import OnWait, locked
 from llamachat.models.plan import PullPlan, make_plan
 from llamachat.models.progress import Progress
-from llamachat.models.publishing import Target, checkpoint_dir, convert_and_publish
+from llamachat.models.publishing import Target, convert_and_publish
+from llamachat.models.staging import checkpoint_dir, fetch, link_cached, require_access
 from llamachat.models.transfer import Transfer
 from quantize.checkpoint import INDEX_NAMES, shard_names
 from quantize.vocab import TOKENIZER_FILES
@@ -45,6 +45,7 @@ def pull_checkpoint(
     with _staged(repository, on_wait) as checkpoint:
         small = _fetch_small(repository, checkpoint, progress)
         shards = _shards(repository, checkpoint)
+        require_access(repository, shards, checkpoint)
         _plan(repository, checkpoint, target, keep=keep).require_room()
         target.staged_dir.mkdir(parents=True, exist_ok=True)
         watch = Transfer(shards, checkpoint, progress)
@@ -79,6 +80,8 @@ def _plan(repository: Repository, checkpoint: Path, target: Target, *, keep: boo
 def _fetch_small(repository: Repository, directory: Path, progress: Progress) -> list[RemoteFile]:
     """Fetch everything but the weights."""
     if "config.json" not in repository.files:
+        if repository.is_offline:
+            raise HubOffline(repository.repo, "config.json")
         raise UnusableRepository(
             f"{repository.repo} holds no config.json, so it is not a Hugging Face checkpoint.",
             "Look for the repository with the original weights (safetensors).",
@@ -90,18 +93,20 @@ def _fetch_small(repository: Repository, directory: Path, progress: Progress) ->
                 f"{repository.repo}: {file.name} has {file.size_bytes:,} bytes, far too many for what it should be.",
                 "Do not use this repository.",
             )
-    watch = Transfer([], directory, progress)
-    for file in small:
-        download(repository, file, directory / file.name, watch)
+    fetch(repository, small, directory, Transfer([], directory, progress))
     return small
 
 
 def _shards(repository: Repository, directory: Path) -> list[RemoteFile]:
     names = shard_names(directory, repository.files)
     absent = [name for name in names if name not in repository.files]
+    if absent and repository.is_offline:
+        raise HubOffline(repository.repo, absent[0])
     if absent:
         raise UnusableRepository(
             f"{repository.repo} lacks {absent[0]}, which its index names.",
             "Look for another repository of the same model.",
         )
-    return [repository.files[name] for name in names]
+    shards = [repository.files[name] for name in names]
+    link_cached(repository, shards, directory)
+    return shards

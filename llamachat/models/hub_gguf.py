@@ -12,11 +12,11 @@ from llamachat.models import store
 from llamachat.models.gguf_import import GGUFSource, store_gguf
 from llamachat.models.gguf_repository import GGUFChoice, choose
 from llamachat.models.hub import Repository
-from llamachat.models.hub.download import download
 from llamachat.models.locks import OnWait, locked
 from llamachat.models.plan import PullPlan, plan_files
 from llamachat.models.progress import Progress
-from llamachat.models.publishing import Target, checkpoint_dir
+from llamachat.models.publishing import Target
+from llamachat.models.staging import checkpoint_dir, fetch, link_cached
 from llamachat.models.transfer import Transfer
 
 
@@ -43,13 +43,10 @@ def pull_gguf(
     """Fetch the files of one quant, and put them into the store. Raises `LlamachatError` or `QuantizeError`."""
     choice = choose(repository, target.wanted)
     with _staged(repository, choice, on_wait) as staged:
+        link_cached(repository, choice.files, staged)
         plan_files(choice.files, staged).require_room()
-        watch = Transfer(list(choice.files), staged, progress)
-        paths = {file.name: staged / file.name for file in choice.files}
-        for file in choice.files:
-            paths[file.name].parent.mkdir(parents=True, exist_ok=True)
-            download(repository, file, paths[file.name], watch)
-        model, _ = store_gguf(_source(repository, target, choice, paths), partial(progress, "import"), replace=True)
+        fetch(repository, choice.files, staged, Transfer(list(choice.files), staged, progress))
+        model, _ = store_gguf(_source(repository, target, choice, staged), partial(progress, "import"), replace=True)
         if not keep:
             shutil.rmtree(staged)
             with suppress(OSError):  # another quant is on its way
@@ -65,7 +62,9 @@ def _staged(repository: Repository, choice: GGUFChoice, on_wait: OnWait | None) 
         yield staged
 
 
-def _source(repository: Repository, target: Target, choice: GGUFChoice, paths: dict[str, Path]) -> GGUFSource:
+def _source(repository: Repository, target: Target, choice: GGUFChoice, staged: Path) -> GGUFSource:
+    paths = {file.name: staged / file.name for file in choice.files}
+    hashes = {paths[file.name]: file.sha256 for file in choice.files if file.sha256}
     return GGUFSource(
         target.name,
         list(paths.values()),
@@ -77,5 +76,6 @@ def _source(repository: Repository, target: Target, choice: GGUFChoice, paths: d
         target.system,
         target.sampling,
         choice.sources,
-        known={paths[file.name]: file.sha256 for file in choice.files if file.sha256},
+        known={path: sha256 for path, sha256 in hashes.items() if not path.is_symlink()},
+        expected=hashes,
     )

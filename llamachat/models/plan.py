@@ -11,8 +11,8 @@ from pathlib import Path
 
 from llamachat.errors import NoRoom, Shortage
 from llamachat.models import store
-from llamachat.models.hub.client import RemoteFile
 from llamachat.models.hub.download import RANGE_BYTES, n_missing
+from llamachat.models.hub.repository import RemoteFile
 from llamachat.paths import home_dir
 from quantize.checkpoint.shards import SAFETENSORS
 

@@ -59,11 +59,6 @@ class Target:
         return quantize.Provenance(self.name, repository.repo, repository.commit, repository.license or self.license)
 
 
-def checkpoint_dir(repository: Repository) -> Path:
-    """Where what is downloaded of a repository at its commit lies until the model is made."""
-    return staging_dir() / f"{flat(repository.repo)}@{repository.commit}"
-
-
 def convert_directory(checkpoint: Path, target: Target, progress: Progress) -> store.StoredModel:
     """Convert a checkpoint that is not ours, and may change: nothing is kept for a second try."""
     shutil.rmtree(target.staged_dir, ignore_errors=True)  # what a killed one left behind; the lock keeps others out

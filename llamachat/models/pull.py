@@ -14,7 +14,7 @@ from llamachat.models.catalog import load_catalog
 from llamachat.models.conversion import conversion_errors
 from llamachat.models.gguf_import import local_source, store_gguf
 from llamachat.models.gguf_repository import is_gguf_repository
-from llamachat.models.hub import Repository, check_access, find_repository
+from llamachat.models.hub import Repository, cached_commit, find_repository, hub_access
 from llamachat.models.hub_checkpoint import plan_checkpoint, pull_checkpoint
 from llamachat.models.hub_gguf import find_here, plan_gguf, pull_gguf
 from llamachat.models.locks import OnWait, locked, writing
@@ -87,7 +87,6 @@ def plan(request: PullRequest, progress: Progress) -> PullPlan | PullResult:
         repository = _find_repository(request, reference)
         if (stored := _find_here(repository, target)) is not None:
             return _result(stored, time.monotonic(), was_here=True)
-        check_access(repository)
         planner = plan_gguf if is_gguf_repository(repository.files) else plan_checkpoint
         return planner(repository, target, progress, keep=request.keep_checkpoint)
 
@@ -142,10 +141,11 @@ def _pull_from_hub(
     request: PullRequest, reference: NamedModel, target: Target, progress: Progress, on_wait: OnWait | None
 ) -> PullResult:
     started = time.monotonic()
+    if (stored := _find_offline(request, reference, target)) is not None:
+        return _result(stored, started, was_here=True)
     repository = _find_repository(request, reference)
     if (stored := _find_here(repository, target)) is not None:
         return _result(stored, started, was_here=True)
-    check_access(repository)
     puller = pull_gguf if is_gguf_repository(repository.files) else pull_checkpoint
     model = puller(repository, target, progress, on_wait, keep=request.keep_checkpoint)
     return _result(model, started, was_here=False)
@@ -154,6 +154,16 @@ def _pull_from_hub(
 def _find_repository(request: PullRequest, reference: NamedModel) -> Repository:
     mirror = reference.spec.mirror if reference.spec and reference.spec.repo == reference.repo else None
     return find_repository(reference.repo, request.revision or reference.revision, mirror=mirror)
+
+
+def _find_offline(request: PullRequest, reference: NamedModel, target: Target) -> store.StoredModel | None:
+    """The stored model that is meant, where nobody can be asked whether there is a newer one."""
+    if not hub_access().offline:
+        return None
+    revision = request.revision or reference.revision
+    commit = revision and (cached_commit(reference.repo, revision) or revision)
+    stored = store.find_stored(target.name, target.wanted, commit)
+    return stored if stored and stored.manifest and stored.manifest.repo == reference.repo else None
 
 
 def _find_here(repository: Repository, target: Target) -> store.StoredModel | None:

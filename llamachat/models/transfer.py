@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from llamachat.models.hub.client import RemoteFile
 from llamachat.models.hub.download import n_missing
+from llamachat.models.hub.repository import RemoteFile
 from llamachat.models.progress import Progress
 
 

@@ -366,14 +366,15 @@ class HubStandIn:
     `tokens` maps each valid token to the gated repositories it may read; `gates` says why one may not read the others:
     a key of `GATES` ("licence" unless it is said), or any other text as the Hub's message. `faults` maps a file name
     (as in its repository), or the path of an API request, to a misbehaviour. `link_uses` is how often an address at
-    the CDN may be used before it has expired (None: always). All may be changed at any time. `requests` lists what
-    was asked, in the order of arrival.
+    the CDN may be used before it has expired (None: always). All may be changed at any time. `prefix` is the path that
+    a mirror is at ("/mirror"). `requests` lists what was asked, in the order of arrival.
 
     """
 
     def __init__(self, *, lfs_threshold_bytes: int = 1_000_000) -> None:
         self.tokens: dict[str, set[str]] = {}
         self.gates: dict[str, str] = {}
+        self.prefix = ""
         self.faults: dict[str, Fault] = {}
         self.requests: list[Request] = []
         self.link_uses: int | None = None
@@ -437,7 +438,9 @@ class HubStandIn:
                 raise RefusalError(403, "Request has expired")
 
     def _answer_hub(self, request: Request, token: str | None) -> Reply | FileReply:
-        segments = _split_path(request.path)
+        if not request.path.startswith(f"{self.prefix}/"):
+            raise RefusalError(404, PAGE_NOT_FOUND)
+        segments = _split_path(request.path.removeprefix(self.prefix))
         if token is not None and token not in self.tokens:
             raise RefusalError(401, "Invalid credentials in Authorization header")
         match segments:

@@ -1,7 +1,9 @@
 """The only room that knows huggingface_hub: what a repository holds, who may read it, and its bytes."""
 
-from llamachat.models.hub.client import HubAccess, RemoteFile, Repository, check_access, find_repository, hub_access
+from llamachat.models.hub.cache import cached_commit, cached_file, is_cached
+from llamachat.models.hub.client import HubAccess, check_access, find_repository, hub_access
 from llamachat.models.hub.download import Cancelled, Watch, download, drop_contents, is_complete, n_missing
+from llamachat.models.hub.repository import RemoteFile, Repository
 
 __all__ = [
     "Cancelled",
@@ -9,11 +11,14 @@ __all__ = [
     "RemoteFile",
     "Repository",
     "Watch",
+    "cached_commit",
+    "cached_file",
     "check_access",
     "download",
     "drop_contents",
     "find_repository",
     "hub_access",
+    "is_cached",
     "is_complete",
     "n_missing",
 ]

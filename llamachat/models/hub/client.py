@@ -24,33 +24,9 @@ from llamachat.errors import (
     UnusableRepository,
 )
 from llamachat.models.hub.access import UNGATED_FILES, bad_token, refusal
+from llamachat.models.hub.cache import cached_repository
+from llamachat.models.hub.repository import RemoteFile, Repository
 from llamachat.models.names import is_safe_file
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a repository. Large files have a sha256, all have a git blob id."""
-
-    name: str
-    size_bytes: int
-    blob_id: str
-    sha256: str | None
-
-
-@dataclass(frozen=True)
-class Repository:
-    """A repository at one commit.
-
-    `is_gated` says that access to the files is granted one by one; the listing is open to everybody. `mirror` is a
-    known ungated copy, to be named in errors only.
-    """
-
-    repo: str
-    commit: str
-    files: dict[str, RemoteFile]
-    license: str | None
-    mirror: str | None = None
-    is_gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +44,16 @@ def hub_access() -> HubAccess:
 
 
 def find_repository(repo: str, revision: str | None, *, mirror: str | None = None) -> Repository:
-    """Resolve `revision` (default: the main branch) to a commit and list its files."""
+    """Resolve `revision` (default: the main branch) to a commit and list its files.
+
+    Offline this is what the cache of huggingface_hub holds; raises `HubOffline` if it holds nothing.
+    """
+    if constants.HF_HUB_OFFLINE:
+        with plain_errors(repo, revision, mirror):
+            cached = cached_repository(repo, revision)
+        if cached is None:
+            raise HubOffline(repo)
+        return cached
     with plain_errors(repo, revision, mirror):
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     if not info.sha:

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from llamachat.models.hub.client import RemoteFile
 from llamachat.models.hub.journal import content_id, range_count, range_span
+from llamachat.models.hub.repository import RemoteFile
 
 _PIECE_BYTES = 1 << 20
 

@@ -29,11 +29,12 @@ from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defin
 
 from llamachat.errors import CannotWrite, DownloadBroken, DownloadDamaged, HubUnreachable
 from llamachat.models.hub.answers import StartOver, Trouble, Wanted, check_answer
-from llamachat.models.hub.client import RemoteFile, Repository, plain_errors
+from llamachat.models.hub.client import plain_errors
 from llamachat.models.hub.digest import PrefixDigest
 from llamachat.models.hub.journal import RANGE_BYTES, range_count, range_span
 from llamachat.models.hub.line import Line, read_some
 from llamachat.models.hub.partial import Partial, drop_contents, is_complete, n_missing, open_partial
+from llamachat.models.hub.repository import RemoteFile, Repository
 from llamachat.models.hub.retry import Patience
 from llamachat.models.hub.source import Answer, Source
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llamachat.models.hub.client import RemoteFile
+from llamachat.models.hub.repository import RemoteFile
 
 RANGE_BYTES = 8 << 20
 

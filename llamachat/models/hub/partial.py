@@ -11,7 +11,6 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from llamachat.models.hub.client import RemoteFile
 from llamachat.models.hub.journal import (
     RANGE_BYTES,
     Journal,
@@ -21,6 +20,7 @@ from llamachat.models.hub.journal import (
     read_journal,
     sync_directory,
 )
+from llamachat.models.hub.repository import RemoteFile
 
 _sync_data = getattr(os, "fdatasync", os.fsync)
 

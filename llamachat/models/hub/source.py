@@ -10,8 +10,8 @@ from urllib.parse import quote, urljoin
 from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # as in client.py
 
-from llamachat.models.hub.client import RemoteFile, Repository
 from llamachat.models.hub.line import Line, origin_of
+from llamachat.models.hub.repository import RemoteFile, Repository
 
 _MAX_REDIRECTS = 10
 _MAX_REDIRECT_BODY_BYTES = 1 << 16

@@ -1,0 +1,47 @@
+"""Where the files of a repository lie until a model is made of them, and how they get there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llamachat.errors import HubOffline
+from llamachat.models.hub import RemoteFile, Repository, cached_file, check_access, download, is_complete
+from llamachat.models.locks import flat
+from llamachat.models.transfer import Transfer
+from llamachat.paths import staging_dir
+
+
+def checkpoint_dir(repository: Repository) -> Path:
+    """The directory for a repository at its commit."""
+    return staging_dir() / f"{flat(repository.repo)}@{repository.commit}"
+
+
+def fetch(repository: Repository, files: Sequence[RemoteFile], directory: Path, watch: Transfer) -> None:
+    """Bring files to `directory`: from the cache of huggingface_hub, or from the Hub where they are missing there."""
+    link_cached(repository, files, directory)
+    require_access(repository, files, directory)
+    for file in files:
+        path = directory / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download(repository, file, path, watch)
+
+
+def link_cached(repository: Repository, files: Sequence[RemoteFile], directory: Path) -> None:
+    """Let what the cache of huggingface_hub has appear in `directory`; deleting it there deletes the link alone."""
+    for file in files:
+        path = directory / file.name
+        if path.is_symlink() and not path.exists():  # to what the cache had once
+            path.unlink()
+        if not path.exists() and (cached := cached_file(repository, file)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(cached)
+
+
+def require_access(repository: Repository, files: Sequence[RemoteFile], directory: Path) -> None:
+    """Raise what would keep files that are not here yet from coming, before any of them moves."""
+    missing = [file for file in files if not is_complete(directory / file.name)]
+    if missing and repository.is_offline:
+        raise HubOffline(repository.repo, missing[0].name)
+    if missing:
+        check_access(repository)
