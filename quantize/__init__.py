@@ -12,6 +12,7 @@ from quantize.adapter import ADAPTER_FILE_TYPES, check_adapter, convert_adapter,
 from quantize.choices import Choices, parse_choices
 from quantize.errors import QuantizeError
 from quantize.gguf_model import GGUFModel, read_gguf_model
+from quantize.gguf_reader import read_hyperparameters
 from quantize.header import Provenance
 from quantize.pipeline import ConversionReport, Prediction, check, convert, predict, predict_from_config
 from quantize.recipe import DEFAULT_FILE_TYPE, FILE_TYPES, FileType, find_file_type
@@ -40,4 +41,5 @@ __all__ = [
     "predict_adapter",
     "predict_from_config",
     "read_gguf_model",
+    "read_hyperparameters",
 ]

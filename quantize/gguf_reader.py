@@ -32,6 +32,7 @@ _MAX_KEPT_ITEMS = 10_000
 _MAX_ENTRIES = 100_000
 """Of keys, and of tensors: twice the tensors of the largest models with every expert by itself."""
 _DEFAULT_ALIGNMENT = 32
+_TOKENS = "tokenizer.ggml.tokens"
 
 _SCALARS = {
     GGUFValueType.UINT8: "B",
@@ -93,6 +94,19 @@ def open_gguf(path: Path) -> Iterator[GGUFContents]:
         os.close(fd)
 
 
+def read_hyperparameters(path: Path) -> dict[str, Value]:
+    """The keys that stand before the vocabulary, and `tokenizer.ggml.tokens` as the number of tokens; quick.
+
+    Every known converter writes hyperparameters first. Raises `CheckpointError` for a damaged or lying file.
+    """
+    fd = open_file(path)
+    try:
+        with open(fd, "rb", closefd=False) as file, reading(path):
+            return _Reader(path, file, fd).read_hyperparameters()
+    finally:
+        os.close(fd)
+
+
 def is_gguf(path: Path) -> bool:
     """Whether the file starts as a GGUF file does; raise `CheckpointError` if it cannot be read."""
     fd = open_file(path)
@@ -111,7 +125,21 @@ class _Reader:
         self._size = os.fstat(fd).st_size
         self._position = 0
 
-    def read(self) -> GGUFContents:
+    def read_hyperparameters(self) -> dict[str, Value]:
+        _, n_keys = self._start()
+        values: dict[str, Value] = {}
+        for _ in range(n_keys):
+            key = self._text(self._string())
+            if key == _TOKENS:
+                self._take(8)  # an array, of strings
+                values[key] = self._number("Q")
+                break
+            if (value := self._value(key)[1]) is not None:
+                values[key] = value
+        return values
+
+    def _start(self) -> tuple[int, int]:
+        """How many tensors and keys there are said to be."""
         if self._take(4) != MAGIC:
             raise self._error("is not a GGUF file")
         version = self._number("I")
@@ -120,6 +148,10 @@ class _Reader:
         n_tensors, n_keys = self._number("Q"), self._number("Q")
         if max(n_tensors, n_keys) > _MAX_ENTRIES:
             raise self._error(f"is damaged: it would have {n_tensors} tensors and {n_keys} keys")
+        return n_tensors, n_keys
+
+    def read(self) -> GGUFContents:
+        n_tensors, n_keys = self._start()
         encoded: dict[str, bytes] = {}
         values: dict[str, Value] = {}
         for _ in range(n_keys):

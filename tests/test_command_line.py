@@ -128,7 +128,9 @@ def test_prompt_json(run: RunCommand, tmp_path: Path) -> None:
 def test_list_and_show_json(run: RunCommand) -> None:
     models = json.loads(run("list", "--json").stdout)["models"]
     assert [model["name"] for model in models] == ["smollm2-135m-instruct"]
-    assert models[0].keys() == {"name", "quant", "size_bytes", "path", "repo", "revision", "sha256", "created"}
+    assert models[0].keys() == {
+        "name", "quant", "size_bytes", "path", "repo", "revision", "sha256", "created", "needs_bytes", "fits",
+    }  # fmt: skip
     available = json.loads(run("list", "--available", "--json").stdout)["models"]
     assert len(available) >= 60
     shown = json.loads(run("show", "smollm2-135m-instruct", "--json").stdout)

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from llamachat import __version__
 from llamachat.cli import bench, chat, doctor, models, prompt, prune, pull, quantize, verify
 from llamachat.cli.output import out
+from llamachat.cli.show import show
 from llamachat.errors import LlamachatError
 
 EXIT_FAILED = 1
@@ -75,7 +76,7 @@ app.command("chat")(chat.chat)
 app.command("bench")(bench.bench)
 app.command("prompt")(prompt.prompt)
 app.command("list")(models.list_)
-app.command("show")(models.show)
+app.command("show")(show)
 app.command("rm")(models.rm)
 app.command("verify")(verify.verify)
 app.command("prune")(prune.prune)

@@ -1,9 +1,9 @@
-"""`llamachat list`, `show` and `rm`: what is here, and what could be."""
+"""`llamachat list` and `rm`: what is here, and what could be."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,12 +12,15 @@ from llamachat.cli.format import parameters, size
 from llamachat.cli.output import out
 from llamachat.errors import BadReference
 from llamachat.models import resolve, store
-from llamachat.models.catalog import load_catalog
+from llamachat.models.catalog import ModelSpec, load_catalog
 from llamachat.models.embedded import find_embedded
 from llamachat.models.locks import locked, writing
 
-_MODEL = typer.Argument(help="A stored model, such as llama-2-7b-chat or llama-2-7b-chat:q4_k_m.")
+if TYPE_CHECKING:
+    from llamachat.models.memory import Need
+
 _JSON = typer.Option("--json", help="Print JSON.")
+_SHOWN_QUANTS = ("q4_k_m", "q8_0")
 
 
 def list_(
@@ -39,59 +42,64 @@ def list_(
 
 
 def _list_stored(as_json: bool) -> None:
-    models = store.list_stored()
+    from llamachat.cli.memory import fits, need_of_stored
+
+    models, broken = store.scan()
     embedded = find_embedded(load_catalog())
     if embedded:
         models.append(embedded)
+    needs = [need_of_stored(model) for model in models]
     if as_json:
-        out.json({"models": [_summary(model) for model in models]})
-        return
-    rows = [[model.name, model.quant, size(model.size_bytes), _created(model)] for model in models]
-    out.table(["NAME", "QUANT", ">SIZE", "PULLED"], rows)
+        more = [{"needs_bytes": needed.total_bytes if needed else None, "fits": fits(needed)} for needed in needs]
+        out.json({"models": [{**summary(model), **add} for model, add in zip(models, more, strict=True)]})
+    else:
+        rows = [
+            [model.name, model.quant, size(model.size_bytes), _size(needed), fits(needed) or "?", _created(model)]
+            for model, needed in zip(models, needs, strict=True)
+        ]
+        out.table(["NAME", "QUANT", ">SIZE", ">MEMORY?", "FITS HERE", "PULLED?"], rows)
+    for entry in broken:
+        out.note(f"{entry.label} cannot be used ({entry.file} {entry.problem}). To mend it: llamachat verify")
     if not models:
         out.note("Nothing here yet. See what there is: llamachat list --available")
 
 
 def _list_catalog(as_json: bool) -> None:
-    specs = load_catalog().specs.values()
+    specs = list(load_catalog().specs.values())
     if as_json:
-        out.json({"models": [asdict(spec) for spec in specs]})
+        out.json({"models": [{**asdict(spec), **_memory_of_spec(spec)} for spec in specs]})
         return
-    rows = [
-        [
-            spec.name,
-            parameters(spec.n_params),
-            f"{spec.n_ctx:,}",
-            f"{size(spec.n_params * 4.9 / 8)}",
-            "gated" if spec.gated else "",
-            spec.license,
-            spec.repo,
-        ]
-        for spec in specs
-    ]
-    out.table(["NAME", ">PARAMETERS", ">CONTEXT", ">4-BIT SIZE", "ACCESS", "LICENSE", "REPOSITORY"], rows)
+    about = [">PARAMETERS?", ">CONTEXT?", "ACCESS?", "LICENSE?", "REPOSITORY?"]
+    columns = ["NAME", ">4 BIT", "FITS 4", ">8 BIT?", "FITS 8?", *about]
+    out.table(columns, [_catalog_row(spec) for spec in specs])
+    out.note(
+        "4 and 8 bit: about the memory needed with up to 8,192 tokens of context, and whether it fits this machine."
+    )
 
 
-def show(model: Annotated[str, _MODEL], as_json: Annotated[bool, _JSON] = False) -> None:
-    r"""Show everything known about a model.
+def _catalog_row(spec: ModelSpec) -> list[str]:
+    from llamachat.cli.memory import fits, need_of_spec
 
-    \b
-    Examples:
-      llamachat show llama-2-7b-chat
-      llamachat show ./model.gguf --json
-    """
-    found = resolve.resolve(model)
-    facts = _facts(found)
-    if as_json:
-        out.json(facts)
-        return
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            out.text(f"{key}:")
-            for inner_key, inner in value.items():
-                out.text(f"  {inner_key}: {_shorten(inner)}")
-        else:
-            out.text(f"{key}: {_shorten(value)}")
+    cells = [spec.name]
+    for quant in _SHOWN_QUANTS:
+        needed = need_of_spec(spec, quant)
+        cells += [_size(needed), fits(needed) or "?"]
+    size_and_length = [parameters(spec.n_params), f"{spec.n_ctx:,}"]
+    return [*cells, *size_and_length, "gated" if spec.gated else "", spec.license, spec.repo]
+
+
+def _memory_of_spec(spec: ModelSpec) -> dict[str, Any]:
+    from llamachat.cli.memory import fits, need_of_spec
+
+    needs = {quant: need_of_spec(spec, quant) for quant in _SHOWN_QUANTS}
+    return {
+        "needs_bytes": {quant: needed.total_bytes if needed else None for quant, needed in needs.items()},
+        "fits": {quant: fits(needed) for quant, needed in needs.items()},
+    }
+
+
+def _size(needed: Need | None) -> str:
+    return size(needed.total_bytes) if needed else "?"
 
 
 def rm(
@@ -125,7 +133,8 @@ def _what_goes(model: store.StoredModel) -> str:
     return f"{model.label} ({size(model.size_bytes)}{adapters})"
 
 
-def _summary(model: store.StoredModel) -> dict[str, Any]:
+def summary(model: store.StoredModel) -> dict[str, Any]:
+    """What scripts rely on, for each model of the list."""
     manifest = model.manifest
     return {
         "name": model.name,
@@ -139,33 +148,7 @@ def _summary(model: store.StoredModel) -> dict[str, Any]:
     }
 
 
-def _facts(model: store.StoredModel) -> dict[str, Any]:
-    from llamachat.chat.templates import choose_template
-    from llamachat.engine.llamacpp import open_tokenizer
-
-    with open_tokenizer(model.path) as (tokenizer, metadata):
-        choice = choose_template(None, model.template, metadata)
-        facts = {
-            **_summary(model),
-            "template": choice.template.name,
-            "template_reason": choice.reason,
-            "system": model.system,
-            "n_vocab": tokenizer.n_vocab,
-        }
-    if model.manifest:
-        facts["license"] = model.manifest.license
-        facts["n_params"] = model.manifest.n_params
-        facts["versions"] = dict(model.manifest.versions)
-        facts["sources"] = dict(model.manifest.sources)
-    return {**facts, "header": dict(sorted(metadata.items()))}
-
-
 def _created(model: store.StoredModel) -> str:
     if model.manifest is None:
         return "comes with the demo extra"
     return model.manifest.created[:16].replace("T", " ")
-
-
-def _shorten(value: object) -> str:
-    line = " ".join(str(value).split())
-    return line if len(line) <= 100 else f"{line[:99]}…"

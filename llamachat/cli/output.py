@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_COLUMN_GAP = 2
+
+
 class Output:
     """Verbs for everything a command has to say."""
 
@@ -59,8 +62,11 @@ class Output:
             raise CannotWrite("standard output", error) from error
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Columns for people; in a pipe, tab-separated lines with the same header. A leading ">" aligns right."""
-        names = [column.removeprefix(">") for column in columns]
+        """Columns for people; in a pipe, tab-separated lines with the same header.
+
+        A leading ">" aligns right. Columns with a trailing "?" are left out, last first, on a terminal too narrow.
+        """
+        names = [column.removeprefix(">").removesuffix("?") for column in columns]
         if not sys.stdout.isatty():
             for row in (names, *rows):
                 self.text("\t".join(row))
@@ -68,11 +74,13 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
+        cells = [[visible(cell) for cell in row] for row in rows]
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column, name in zip(columns, names, strict=True):
-            table.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(visible(cell)) for cell in row))
+        shown = _columns_that_fit(columns, [names, *cells], self._data.width)
+        for i in shown:
+            table.add_column(names[i], justify="right" if columns[i].startswith(">") else "left", overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(row[i]) for i in shown))
         self._data.print(table)
 
     def note(self, text: str) -> None:
@@ -101,6 +109,18 @@ class Output:
         from rich.text import Text
 
         self.talk.print(Text(visible(text), style=style))
+
+
+def _columns_that_fit(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Which columns to show; those that must be are, however narrow it is."""
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(row[i]) for row in rows) for i in range(len(columns))]
+    shown = list(range(len(columns)))
+    optional = [i for i in shown if columns[i].endswith("?")]
+    while optional and sum(widths[i] + _COLUMN_GAP for i in shown) - _COLUMN_GAP > width:
+        shown.remove(optional.pop())
+    return shown
 
 
 out = Output()

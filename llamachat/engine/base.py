@@ -14,6 +14,9 @@ from typing import Literal, Protocol
 
 from llamachat.engine.sampling import SamplingParams
 
+DEFAULT_N_CTX = 8192
+"""The context window where nothing else is asked for, in tokens; a smaller one if the model was trained for that."""
+
 FinishReason = Literal["stop", "length", "interrupted"]
 
 

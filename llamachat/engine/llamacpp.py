@@ -26,6 +26,7 @@ from gguf import LlamaFileType
 from llama_cpp import _ggml
 
 from llamachat.engine.base import (
+    DEFAULT_N_CTX,
     End,
     EngineInfo,
     EngineOptions,
@@ -41,7 +42,6 @@ from llamachat.engine.sampling import SamplerStep, sampler_chain
 from llamachat.errors import EngineFailed, NotAModelFile, PromptTooLong, UnusableAdapter
 
 _N_BATCH = 512
-_DEFAULT_N_CTX = 8192
 _ALL_LAYERS = -1
 _ABORTED = 2
 _SPM = 1  # LLAMA_VOCAB_TYPE_SPM
@@ -194,7 +194,7 @@ class LlamaEngine:
     def _open_context(self, options: EngineOptions) -> tuple[Any, int]:
         params = llama_cpp.llama_context_default_params()
         n_ctx_train = llama_cpp.llama_model_n_ctx_train(self._model)
-        params.n_ctx = options.n_ctx or min(n_ctx_train or _DEFAULT_N_CTX, _DEFAULT_N_CTX)
+        params.n_ctx = options.n_ctx or min(n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
         params.n_batch = params.n_ubatch = _N_BATCH
         params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
         params.type_k = params.type_v = _KV_TYPES[options.kv_type]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llamachat.errors import DamagedCatalogue
+from llamachat.models.memory import Shape
 from llamachat.models.names import is_valid_name
 from llamachat.paths import user_catalog_path
 
@@ -41,6 +42,7 @@ class ModelSpec:
     system: str | None = None
     aliases: tuple[str, ...] = ()
     sampling: Mapping[str, float] = field(default_factory=dict)
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,10 @@ _KEY_TYPES: dict[str, type] = {
     "system": str,
     "aliases": list,
     "sampling": dict,
+    "shape": dict,
 }
-_OPTIONAL = {"mirror", "system", "aliases", "sampling"}
+_OPTIONAL = {"mirror", "system", "aliases", "sampling", "shape"}
+_SHAPE_KEYS = {part.name for part in fields(Shape)}
 _SAMPLING_KEYS = {"temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty"}
 
 
@@ -134,4 +138,10 @@ def _spec(path: Path, name: str, table: Mapping[str, Any]) -> ModelSpec:
     for key, value in table.get("sampling", {}).items():
         if key not in _SAMPLING_KEYS or type(value) not in (int, float) or not 0 <= value < 1e6:
             raise DamagedCatalogue(path, f"{name}: sampling has {key} = {value!r}, which cannot be used")
-    return ModelSpec(name=name, **{**table, "aliases": tuple(alias.lower() for alias in aliases)})
+    shape = table.get("shape")
+    if shape is not None and (
+        shape.keys() != _SHAPE_KEYS or not all(type(n) is int and 0 < n < 2**31 for n in shape.values())
+    ):
+        raise DamagedCatalogue(path, f"{name}: shape is not made of {', '.join(sorted(_SHAPE_KEYS))}, all above 0")
+    made = {"aliases": tuple(alias.lower() for alias in aliases), "shape": Shape(**shape) if shape else None}
+    return ModelSpec(name=name, **{**table, **made})

@@ -33,12 +33,22 @@ def write_gguf(path: Path, *, filler_bytes: int = 0) -> None:
         file.write(bytes(filler_bytes))
 
 
-def add_model(name: str = "someone/tiny", quant: str = "q8_0", *, filler_bytes: int = 0, **changes: Any) -> Path:
-    """Publish a model; return its directory. `changes` are fields of its manifest."""
+def add_model(
+    name: str = "someone/tiny",
+    quant: str = "q8_0",
+    *,
+    filler_bytes: int = 0,
+    link_to: Path | None = None,
+    **changes: Any,
+) -> Path:
+    """Publish a model, a tiny one or a link to a real one; return its directory. `changes` go into its manifest."""
     staged = staging_dir() / f"{name.replace('/', '--')}--{quant}"
     staged.mkdir(parents=True)
     path = staged / f"{name.rpartition('/')[2]}-{quant}.gguf"
-    write_gguf(path, filler_bytes=filler_bytes)
+    if link_to:
+        path.symlink_to(link_to)
+    else:
+        write_gguf(path, filler_bytes=filler_bytes)
     manifest = Manifest(
         name=name,
         quant=quant,
