@@ -1,0 +1,240 @@
+"""Pulling a checkpoint whose weights are converted while they arrive: what is moved, kept, and survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import RunCommand
+
+from support.checkpoints import LlamaShape, write_random_checkpoint
+from support.hub import HubStandIn, Slow
+from support.torch_files import turn_into_torch
+
+REPO = "demo/three-shards"
+RANGE_BYTES = 8 << 20
+SHARDS = [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_tokenizer: Path) -> Path:
+    """Three shards of about 13 MB: two ranges each."""
+    directory = tmp_path_factory.mktemp("three") / "model"
+    write_random_checkpoint(directory, LlamaShape(600, 512, 1024, 7, 8, 8), n_shards=3, tokenizer=small_tokenizer)
+    return directory
+
+
+@pytest.fixture
+def hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    with HubStandIn() as stand_in:
+        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
+        stand_in.add_repo(REPO, checkpoint)
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def sha256(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the q8_0 that an undisturbed pull makes."""
+    with HubStandIn() as stand_in:
+        stand_in.add_repo(REPO, checkpoint)
+        home = tmp_path_factory.mktemp("undisturbed")
+        environment = {**os.environ, "HF_ENDPOINT": stand_in.url, "LLAMACHAT_HOME": str(home), "HF_HOME": str(home)}
+        command = [sys.executable, "-m", "llamachat", "pull", REPO, "--quant", "q8_0", "--json"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return str(json.loads(done.stdout)["sha256"])
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Start a pull and let it run; whatever is left of it is killed at the end."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start_pull() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llamachat", "pull", REPO, "--quant", "q8_0", "--json"]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
+        )
+        processes.append(process)
+        return process
+
+    yield start_pull
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def _n_weight_bytes_sent(hub: HubStandIn) -> int:
+    """Of the answers that hold the files, which are not the redirects to them."""
+    requests = [request for request in hub.requests if request.path.startswith("/cdn/")]
+    return sum(request.bytes_sent for request in requests if request.file_name in SHARDS)
+
+
+def _n_weight_bytes(checkpoint: Path) -> int:
+    return sum((checkpoint / name).stat().st_size for name in SHARDS)
+
+
+def _disk_usage(directory: Path) -> int:
+    n_bytes = 0
+    for path in directory.rglob("*.safetensors"):
+        try:
+            n_bytes += path.stat().st_blocks * 512
+        except FileNotFoundError:  # removed just now
+            continue
+    return n_bytes
+
+
+def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_shards_are_converted_while_others_arrive_and_leave_the_disk(
+    start: Callable[[], subprocess.Popen[str]], hub: HubStandIn, checkpoint: Path, home: Path, sha256: str
+) -> None:
+    hub.faults[SHARDS[2]] = Slow(4_000_000)
+    process = start()
+    peak, n_secured = 0, []
+    while process.poll() is None:
+        peak = max(peak, _disk_usage(home / "staging"))
+        n_secured += [path.read_text().count("blk.") for path in (home / "staging").glob("*--q8_0.journal")]
+        time.sleep(0.02)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert json.loads(output)["sha256"] == sha256
+    # The last shard takes a second; meanwhile the tensors of the first two are done.
+    assert sum(9 < n < 9 * 7 for n in n_secured) > 10
+    largest = max((checkpoint / name).stat().st_size for name in SHARDS)
+    assert peak <= 2 * largest + RANGE_BYTES + (1 << 20)
+    assert _n_weight_bytes_sent(hub) == _n_weight_bytes(checkpoint)
+    assert not any((home / "staging").iterdir())
+
+
+def test_killed_at_random_moments(
+    start: Callable[[], subprocess.Popen[str]], hub: HubStandIn, checkpoint: Path, sha256: str, run: RunCommand
+) -> None:
+    """A hundred kills take minutes: benchmarks/kill_pull.py."""
+    rng = random.Random(7)
+    n_kills = 4
+    for _ in range(n_kills):
+        process = start()
+        try:
+            process.wait(rng.uniform(0.3, 2.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        listed = json.loads(run("list", "--json").stdout)["models"]
+        assert all(model["sha256"] == sha256 for model in listed if model["repo"] == REPO)
+    pulled = run("pull", REPO, "--quant", "q8_0", "--json")
+    assert json.loads(pulled.stdout)["sha256"] == sha256
+    n_again = _n_weight_bytes_sent(hub) - _n_weight_bytes(checkpoint)
+    assert n_again <= n_kills * 4 * RANGE_BYTES
+
+
+def test_interrupted_and_resumed(
+    start: Callable[[], subprocess.Popen[str]],
+    hub: HubStandIn,
+    checkpoint: Path,
+    home: Path,
+    sha256: str,
+    run: RunCommand,
+) -> None:
+    hub.faults[SHARDS[2]] = Slow(3_000_000)
+    process = start()
+    _wait_until(lambda: any((home / "staging").glob("*--q8_0.journal")), process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130, errors
+    hub.faults.clear()
+    n_before = _n_weight_bytes_sent(hub)
+    assert json.loads(run("pull", REPO, "--quant", "q8_0", "--json").stdout)["sha256"] == sha256
+    n_after = _n_weight_bytes_sent(hub) - n_before
+    assert 0 < n_after < _n_weight_bytes(checkpoint) - RANGE_BYTES
+
+
+def test_the_plan_is_exact_and_moves_no_weights(hub: HubStandIn, checkpoint: Path, run: RunCommand) -> None:
+    plan = json.loads(run("pull", REPO, "--quant", "q8_0", "--dry-run", "--json").stdout)
+    assert _n_weight_bytes_sent(hub) == 0
+    sizes = [(checkpoint / name).stat().st_size for name in SHARDS]
+    assert plan["download_bytes"] == sum(sizes)
+    assert plan["temporary_bytes"] == max(sizes[0] + sizes[1], sizes[1] + sizes[2]) + RANGE_BYTES
+    assert plan["fits"]
+    pulled = json.loads(run("pull", REPO, "--quant", "q8_0", "--json").stdout)
+    assert plan["output_bytes"] == pulled["size_bytes"]
+    for_people = run("pull", REPO, "--quant", "q4_k_m", "--dry-run")
+    assert "It fits." in for_people.stderr
+    assert "already here" in run("pull", REPO, "--quant", "q8_0", "--dry-run").stdout
+
+
+def test_another_quant_of_kept_shards_downloads_nothing(
+    hub: HubStandIn, checkpoint: Path, run: RunCommand, home: Path
+) -> None:
+    assert run("pull", REPO, "--quant", "q8_0", "--keep-checkpoint").returncode == 0
+    assert _n_weight_bytes_sent(hub) == _n_weight_bytes(checkpoint)
+    assert run("pull", REPO, "--quant", "q4_0").returncode == 0
+    assert _n_weight_bytes_sent(hub) == _n_weight_bytes(checkpoint)
+    assert not any((home / "staging").iterdir())
+
+
+def test_torch_checkpoints_come_whole_first(
+    tmp_path: Path, small_tokenizer: Path, hub: HubStandIn, run: RunCommand
+) -> None:
+    write_random_checkpoint(tmp_path / "torch", LlamaShape(600, 64, 96, 2, 4, 2), n_shards=2, tokenizer=small_tokenizer)
+    turn_into_torch(tmp_path / "torch")
+    hub.add_repo("demo/torch", tmp_path / "torch")
+    assert run("pull", "demo/torch", "--quant", "q8_0").returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home of 80 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", place], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    monkeypatch.setenv("LLAMACHAT_HOME", str(place))
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_disk_that_fills_up_meanwhile(
+    start: Callable[[], subprocess.Popen[str]], hub: HubStandIn, small_disk: Path, sha256: str, run: RunCommand
+) -> None:
+    hub.faults[SHARDS[1]] = Slow(4_000_000)
+    process = start()
+    _wait_until(lambda: any((small_disk / "staging").glob("*--q8_0.journal")), process)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - 65536)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "Traceback" not in errors
+    assert "disk is full" in errors or "No space" in errors
+    hub.faults.clear()
+    refused = run("pull", REPO, "--quant", "q8_0")
+    assert refused.returncode == 1
+    assert "Not enough room" in refused.stderr
+    ballast.unlink()
+    assert json.loads(run("pull", REPO, "--quant", "q8_0", "--json").stdout)["sha256"] == sha256
+
+
+def test_too_large_is_refused_before_any_weight_moves(hub: HubStandIn, small_disk: Path, run: RunCommand) -> None:
+    (small_disk / "other").write_bytes(bytes(60_000_000))
+    refused = run("pull", REPO, "--quant", "q8_0")
+    assert refused.returncode == 1
+    assert "Not enough room" in refused.stderr
+    assert _n_weight_bytes_sent(hub) == 0
