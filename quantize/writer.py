@@ -95,27 +95,28 @@ class GGUFFile:
         names = self._journal.read() if self._journal else None
         if names is None or not names <= self.places.keys():
             return False
-        if self.path.exists() and not self._partial.exists():  # it was finished, but not yet put to use
-            self.path.rename(self._partial)
+        # A file may have been finished and not yet been put to use. What else is in that place is not what the journal
+        # speaks of, and stays untouched until it is replaced.
+        was_finished = names == self.places.keys() and not self._partial.exists()
         try:
-            self._fd = os.open(self._partial, os.O_RDWR)
+            self._fd = os.open(self.path if was_finished else self._partial, os.O_RDWR)
         except FileNotFoundError:
             return False
         is_same = os.fstat(self._fd).st_size == self.size_bytes and os.pread(self._fd, len(encoded), 0) == encoded
-        if is_same:
-            self.finished = names
-        else:
-            os.close(self._fd)
-            self._fd = -1
-        return is_same
+        if not is_same:
+            self._close()
+            return False
+        if was_finished:
+            self.path.rename(self._partial)
+        self.finished = names
+        return True
 
     def _create(self, encoded: bytes) -> None:
+        if self._journal:  # first: what an older journal says is not true of the file that is made now
+            self._journal.start()
         self._partial.write_bytes(encoded)
         self._fd = os.open(self._partial, os.O_RDWR)
         _reserve(self._fd, self.size_bytes)
-        if self._journal:
-            os.fsync(self._fd)
-            self._journal.start()
 
     def write(self, name: str, first_row: int, data: Buffer) -> None:
         """Put whole rows of a tensor in their place. Safe from several threads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -23,20 +24,21 @@ from quantize import (
     predict_from_config,
     schedule,
     supply,
+    writer,
 )
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.tensor import FileTensor
 from support.checkpoints import LlamaShape, write_random_checkpoint
 
 N_LAYER = 6
+SHAPE = LlamaShape(600, 64, 96, N_LAYER, 4, 2)
 Q8_0 = find_file_type("q8_0")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_tokenizer: Path) -> Path:
     directory = tmp_path_factory.mktemp("resume") / "model"
-    shape = LlamaShape(600, 64, 96, N_LAYER, 4, 2)
-    write_random_checkpoint(directory, shape, n_shards=3, tokenizer=small_tokenizer)
+    write_random_checkpoint(directory, SHAPE, n_shards=3, tokenizer=small_tokenizer)
     return directory
 
 
@@ -148,6 +150,46 @@ def test_damaged_journals_cost_time_only(
 def test_a_journal_of_another_file_is_not_believed(checkpoint: Path, expected: str, tmp_path: Path) -> None:
     out_path, journal = _paths(tmp_path)
     _cut_short(checkpoint, tmp_path, find_file_type("q4_0"))
+    assert convert(checkpoint, out_path, Q8_0, journal=journal).sha256 == expected
+
+
+def test_a_crash_while_beginning_anew_leaves_no_journal_that_lies(
+    checkpoint: Path, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_path, journal = _paths(tmp_path / "before")
+    out_path.parent.mkdir()
+    convert(checkpoint, out_path, Q8_0, journal=journal)
+    out_path.unlink()
+    reserve, crashed = writer._reserve, tmp_path / "crashed"
+
+    def reserve_and_copy(fd: int, size: int) -> None:
+        reserve(fd, size)
+        shutil.copytree(out_path.parent, crashed)  # all that a crash at this moment would leave
+
+    monkeypatch.setattr(writer, "_reserve", reserve_and_copy)
+    convert(checkpoint, out_path, Q8_0, journal=journal)
+    monkeypatch.undo()
+    out_path, journal = _paths(crashed)
+    assert convert(checkpoint, out_path, Q8_0, journal=journal).sha256 == expected
+
+
+@pytest.mark.usefixtures("secure_often")
+def test_a_file_that_is_not_the_journals_is_not_taken_over(
+    checkpoint: Path, expected: str, small_tokenizer: Path, tmp_path: Path
+) -> None:
+    out_path, journal = _paths(tmp_path)
+    other = tmp_path / "other" / checkpoint.name  # of the same shape and name, with other weights
+    write_random_checkpoint(other, SHAPE, seed=1, tokenizer=small_tokenizer)
+    _cut_short(checkpoint, tmp_path)
+    (tmp_path / ".model.gguf.partial").unlink()
+    before = convert(other, out_path, Q8_0).sha256
+
+    def interrupt(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, out_path, Q8_0, journal=journal, progress=interrupt)
+    assert hashlib.sha256(out_path.read_bytes()).hexdigest() == before
     assert convert(checkpoint, out_path, Q8_0, journal=journal).sha256 == expected
 
 
