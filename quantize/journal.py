@@ -6,18 +6,33 @@ not count, nor does a journal of something else.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from quantize.claim import try_lock
 
 
 class Journal:
     """The journal at `path` of the work known by `fingerprint`."""
 
     def __init__(self, path: Path, fingerprint: str) -> None:
+        """Open the journal, for this process alone; raise `BlockingIOError` if another one has it open."""
         self.path = path
         self._first_line = json.dumps({"fingerprint": fingerprint})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if not try_lock(self._fd):
+            self.close()
+            raise BlockingIOError(errno.EAGAIN, "it is in use")
+
+    def close(self) -> None:
+        """Let others have it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def read(self) -> set[str] | None:
         """The names noted so far; None if there is no journal of this work."""
@@ -37,7 +52,6 @@ class Journal:
 
     def start(self) -> None:
         """Begin anew, with no names."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write("w", self._first_line)
 
     def append(self, names: Sequence[str]) -> None:

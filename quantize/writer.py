@@ -22,6 +22,7 @@ import numpy as np
 from gguf import GGUFWriter
 from gguf.gguf_writer import WriterState
 
+from quantize.claim import create_partial, partial_path, remove_leftovers
 from quantize.errors import CheckpointError, OutputError
 from quantize.ggml import Buffer, read_tensor_table, row_size
 from quantize.journal import Journal
@@ -64,18 +65,22 @@ class GGUFFile:
         """Write `header` and the tensor table for `tensors`, and reserve room for their data.
 
         With a journal, what a run before this one secured of the same file is taken over, and what this one secures
-        stays for the next. Raises `OutputError` if the file cannot be created or the disk is too small.
+        stays for the next. Raises `OutputError` if the file cannot be created, the disk is too small, or another
+        process has the journal.
         """
         self.path = path
         self.finished: set[str] = set()
-        owner = "" if journal_path else f".{os.getpid()}"
-        self._partial = path.with_name(f".{path.name}{owner}.partial")
-        self._fd = -1
+        self._partial = path.with_name(f".{path.name}.partial") if journal_path else partial_path(path)
+        self._fd, self._is_published = -1, False
         self._digest, self._n_hashed, self._hash_buffer = hashlib.sha256(), 0, bytearray(1 << 20)
+        encoded, layout = _encode(header, tensors)
+        self.places, self.size_bytes = layout.places, layout.size_bytes
         try:
-            encoded, layout = _encode(header, tensors)
-            self.places, self.size_bytes = layout.places, layout.size_bytes
+            _refuse_what_is_no_file(path)
             self._journal = Journal(journal_path, hashlib.sha256(encoded).hexdigest()) if journal_path else None
+        except OSError as error:
+            raise _output_error(path, error) from error
+        try:
             if not self._take_over(encoded):
                 self._create(encoded)
         except BaseException as error:
@@ -104,7 +109,7 @@ class GGUFFile:
             return False
         is_same = os.fstat(self._fd).st_size == self.size_bytes and os.pread(self._fd, len(encoded), 0) == encoded
         if not is_same:
-            self._close()
+            self._close_file()
             return False
         if was_finished:
             self.path.rename(self._partial)
@@ -114,8 +119,12 @@ class GGUFFile:
     def _create(self, encoded: bytes) -> None:
         if self._journal:  # first: what an older journal says is not true of the file that is made now
             self._journal.start()
-        self._partial.write_bytes(encoded)
-        self._fd = os.open(self._partial, os.O_RDWR)
+            self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        else:
+            remove_leftovers(self.path)
+            self._fd = create_partial(self.path)
+        with open(self._fd, "wb", closefd=False) as file:
+            file.write(encoded)
         _reserve(self._fd, self.size_bytes)
 
     def write(self, name: str, first_row: int, data: Buffer) -> None:
@@ -172,6 +181,7 @@ class GGUFFile:
             self._sync_and_hash()
             self.secure()
             self._partial.replace(self.path)
+            self._is_published = True
             sync_directory(self.path.parent)
         except OSError as error:
             raise _output_error(self.path, error) from error
@@ -198,14 +208,20 @@ class GGUFFile:
             self._discard()
 
     def _close(self) -> None:
+        self._close_file()
+        if self._journal:
+            self._journal.close()
+
+    def _close_file(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def _discard(self) -> None:
+        if not self._is_published:
+            with suppress(OSError):  # it may be what could not be made in the first place
+                self._partial.unlink()
         self._close()
-        with suppress(OSError):  # it may be what could not be made in the first place
-            self._partial.unlink()
 
 
 def sync_directory(directory: Path) -> None:
@@ -261,7 +277,15 @@ def _reserve(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
 
+def _refuse_what_is_no_file(path: Path) -> None:
+    """A device, or a directory, would be replaced or be in the way of it in the end."""
+    if path.exists() and not path.is_file():
+        raise OutputError(path, "is there already, and is not a file", "Choose another place.")
+
+
 def _output_error(path: Path, error: OSError) -> OutputError:
+    if isinstance(error, BlockingIOError):
+        return OutputError(path, "is being made by another process", "Wait until that one is done.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(path, "the disk is full", "Free some space, then run the same command again.")
     return OutputError(path, f"cannot be written ({error.strerror})", "Choose a place that can be written to.")

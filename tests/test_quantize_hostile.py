@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import random
@@ -11,6 +13,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -737,11 +740,46 @@ def test_output_name_that_cannot_be(name: str, checkpoint: Path, tmp_path: Path)
 def test_output_directory_that_is_read_only(checkpoint: Path, out_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made by hand, because root may write everywhere."""
 
-    def refuse_it(path: Path, _: bytes) -> int:
-        raise PermissionError(13, "Permission denied", str(path))
+    real_open = os.open
 
-    monkeypatch.setattr(Path, "write_bytes", refuse_it)
+    def refuse_it(path: Any, *args: Any) -> int:
+        if str(path).endswith(".partial"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, *args)
+
+    monkeypatch.setattr(os, "open", refuse_it)
     assert isinstance(refuse(checkpoint, out_path, "model.gguf", "Permission denied"), OutputError)
+
+
+def test_output_that_is_a_device_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "device"
+    path.symlink_to(os.devnull)
+    with pytest.raises(OutputError, match="not a file"):
+        convert(checkpoint, path, FILE_TYPES["q8_0"])
+    assert path.is_char_device()
+
+
+def test_leftovers_of_a_killed_process_are_removed(checkpoint: Path, out_path: Path) -> None:
+    """Those of one that is still at work are not, nor is anything else."""
+    killed = out_path.with_name(f".{out_path.name}.999999998.partial")
+    alive = out_path.with_name(f".{out_path.name}.999999999.partial")
+    others = [out_path.with_name(name) for name in (f".{out_path.name}.x.partial", ".other.gguf.1.partial")]
+    for path in (killed, alive, *others):
+        path.touch()
+    with alive.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        convert(checkpoint, out_path, FILE_TYPES["q8_0"])
+    assert not killed.exists()
+    assert all(path.exists() for path in (alive, *others))
+
+
+def test_many_at_once_to_the_same_place(checkpoint: Path, out_path: Path) -> None:
+    expected = convert(checkpoint, out_path, FILE_TYPES["q8_0"]).sha256
+    with ThreadPoolExecutor(6) as pool:
+        reports = pool.map(lambda _: convert(checkpoint, out_path, FILE_TYPES["q8_0"], n_threads=1), range(24))
+        assert {report.sha256 for report in reports} == {expected}
+    assert hashlib.sha256(out_path.read_bytes()).hexdigest() == expected
+    assert list(out_path.parent.glob(".*")) == []
 
 
 @pytest.fixture

@@ -193,6 +193,16 @@ def test_a_file_that_is_not_the_journals_is_not_taken_over(
     assert convert(checkpoint, out_path, Q8_0, journal=journal).sha256 == expected
 
 
+def test_one_journal_for_one_process_at_a_time(checkpoint: Path, expected: str, tmp_path: Path) -> None:
+    out_path, journal = _paths(tmp_path)
+
+    def convert_again(_done: int, _total: int) -> None:
+        with pytest.raises(QuantizeError, match="another process"):
+            convert(checkpoint, out_path, Q8_0, journal=journal)
+
+    assert convert(checkpoint, out_path, Q8_0, journal=journal, progress=convert_again).sha256 == expected
+
+
 class Arriving:
     """Shards that arrive one after the other when the one before the last was given back."""
 
