@@ -378,6 +378,21 @@ def test_added_tokens_have_their_place_and_kind(tmp_path: Path) -> None:
         assert N_SPM + 1 in tokenize(vocab, "<|user|>", parse_special=True)
 
 
+def test_added_tokens_that_repeat_control_tokens_leave_them_so(tmp_path: Path) -> None:
+    _write_sentencepiece(tmp_path, {})
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<unk>": 0, "<s>": 1, "</s>": 2, "[PAD]": N_SPM}))
+    path = convert_vocab(tmp_path, N_SPM + 1)
+    header = _read_header(path)
+    assert [_token(header, i) for i in (0, 1, 2, N_SPM)] == [
+        ("<unk>", TokenType.UNKNOWN),
+        ("<s>", TokenType.CONTROL),
+        ("</s>", TokenType.CONTROL),
+        ("[PAD]", TokenType.USER_DEFINED),
+    ]
+    with open_vocab(path) as vocab:
+        assert not {0, 1, 2} & set(tokenize(vocab, "a </s> b <s>"))
+
+
 def test_added_bpe_token_that_is_not_special_is_found_in_text(tmp_path: Path) -> None:
     n_vocab = write_bpe_tokenizer(tmp_path, "smollm")
     path = tmp_path / "tokenizer.json"

@@ -27,6 +27,8 @@ from quantize.vocab.vocabulary import (
 
 ADDED_SCORE = -1000.0
 
+_NEVER_IN_TEXT = (TokenType.CONTROL, TokenType.UNKNOWN)
+
 _EOT = "▁<EOT>"
 _INFILL_KEYS = {
     "▁<PRE>": Keys.Tokenizer.FIM_PRE_ID,
@@ -118,7 +120,10 @@ def _place_added(directory: Path, tokens: list[Token]) -> None:
     """Apply added_tokens.json, then tokenizer_config.json, which knows which of them are special."""
     path = directory / "added_tokens.json"
     if path.exists():
+        repeated = {token.text.decode(): i for i, token in enumerate(tokens) if token.kind in _NEVER_IN_TEXT}
         for text, token_id in read_json(path).items():
+            if text in repeated and repeated[text] == token_id:
+                continue  # many fine-tunes list <s>, </s> and <unk> again; users must not be able to type them
             place(path, tokens, token_id, Token(encode(text, path), TokenType.USER_DEFINED, ADDED_SCORE))
     path = directory / "tokenizer_config.json"
     if path.exists():
