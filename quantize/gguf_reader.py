@@ -31,6 +31,8 @@ _MAX_HEADER_BYTES = 256_000_000
 _MAX_KEPT_ITEMS = 10_000
 _MAX_ENTRIES = 100_000
 """Of keys, and of tensors: twice the tensors of the largest models with every expert by itself."""
+_MAX_COLUMNS = 1 << 24
+"""Rows are read whole."""
 _DEFAULT_ALIGNMENT = 32
 _TOKENS = "tokenizer.ggml.tokens"
 
@@ -225,6 +227,8 @@ class _Reader:
         shape = tuple(reversed([self._number("Q") for _ in range(n_dimensions)])) or (1,)
         if not all(0 < n < 2**63 for n in shape):
             raise TensorError(self._path, name, f"has the impossible shape {shown(list(shape))}")
+        if shape[-1] > _MAX_COLUMNS:
+            raise TensorError(self._path, name, f"has rows of {shape[-1]} elements, which are not believable")
         while len(shape) > 1 and shape[0] == 1:
             shape = shape[1:]
         number = self._number("I")

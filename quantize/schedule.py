@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 
 from quantize.checkpoint.merged import files_of
 from quantize.checkpoint.tensor import TensorSource, count_elements
@@ -74,9 +73,9 @@ class Schedule:
 
     def _cut_all(self, tensors: list[tuple[str, TensorSource]]) -> Iterator[Block]:
         for name, source in tensors:
-            blocks = list(_cut(name, source))
-            self._n_left[name] = len(blocks)
-            yield from blocks
+            n_matrices, n_rows, step = _measure(source)
+            self._n_left[name] = n_matrices * -(-n_rows // step)
+            yield from _cut(name, source)
 
 
 def _by_arrival(sources: Mapping[str, TensorSource]) -> list[str]:
@@ -87,10 +86,17 @@ def _by_arrival(sources: Mapping[str, TensorSource]) -> list[str]:
 
 def _cut(name: str, source: TensorSource) -> Iterator[Block]:
     """Cut a tensor into blocks; none reaches from one expert into the next."""
+    n_matrices, n_rows, step = _measure(source)
+    # Not `itertools.product`, which would first make a list of millions for a file that has as many.
+    for i_matrix in range(n_matrices):
+        for first in range(0, n_rows, step):
+            n_here = min(step, n_rows - first)
+            yield Block(name, i_matrix * n_rows + first, n_here, n_here * source.shape[-1], i_matrix)
+
+
+def _measure(source: TensorSource) -> tuple[int, int, int]:
+    """Number of matrices, rows of each, and rows of a block."""
     n_matrices = count_elements(source.shape[:-2])
-    n_rows, n_columns = count_elements(source.shape[:-1]) // n_matrices, source.shape[-1]
-    groups = max(1, _BLOCK_ELEMENTS // (n_columns * source.row_group))
-    step = groups * source.row_group
-    for i_matrix, first in product(range(n_matrices), range(0, n_rows, step)):
-        n_here = min(step, n_rows - first)
-        yield Block(name, i_matrix * n_rows + first, n_here, n_here * n_columns, i_matrix)
+    n_rows = count_elements(source.shape[:-1]) // n_matrices
+    groups = max(1, _BLOCK_ELEMENTS // (source.shape[-1] * source.row_group))
+    return n_matrices, n_rows, groups * source.row_group

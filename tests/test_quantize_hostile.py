@@ -479,6 +479,9 @@ CONFIGS: dict[str, Any] = {
     "zero layers": {"num_hidden_layers": 0},
     "a layer too many": {"num_hidden_layers": 2},
     "a billion layers": {"num_hidden_layers": 10**9},
+    "a billion columns": {"hidden_size": 2**30},
+    "a billion inner columns": {"intermediate_size": 2**30},
+    "a head of a billion": {"head_dim": 2**30},
     "rms_norm_eps NaN": {"rms_norm_eps": float("nan")},
     "rms_norm_eps zero": {"rms_norm_eps": 0},
     "rms_norm_eps tiny": {"rms_norm_eps": 5e-324},
@@ -710,6 +713,17 @@ def put_value(path: Path, tensor: str, value: bytes) -> None:
     header, data = read_header(path)
     end = header[tensor]["data_offsets"][1]
     write_header(path, header, data[: end - len(value)] + value + data[end:])
+
+
+@pytest.mark.parametrize("kind", ["model-*.safetensors", "pytorch_model-*.bin"])
+def test_shards_without_an_index(kind: str, copy: Callable[[str], Path], out_path: Path) -> None:
+    checkpoint = copy("two shards")
+    (checkpoint / INDEX).unlink()
+    for name in (FIRST_SHARD, SECOND_SHARD):
+        stem, _, suffix = kind.partition("-*")
+        (checkpoint / name).rename(checkpoint / name.replace("model", stem).replace(".safetensors", suffix))
+    error = refuse(checkpoint, out_path, f"{kind.replace('-*', '')}.index.json", "missing")
+    assert isinstance(error, CheckpointError)
 
 
 # --- the output ---------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -174,6 +176,21 @@ def test_mutated_headers_convert_or_are_refused(sources: Path, tmp_path: Path) -
     command = [sys.executable, "-c", _MUTATE, str(sources / "small-f16.gguf"), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("shape", [(2**31,), (2, 2**31)])
+def test_rows_larger_than_memory_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """A file of zeros takes no room on a disk."""
+    path = tmp_path / "in.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor_info("output_norm.weight", shape, np.dtype(np.float16), 2 * math.prod(shape))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, path.stat().st_size + 2 * math.prod(shape) + 32)
+    with pytest.raises(QuantizeError, match="rows of"):
+        convert(path, tmp_path / "out.gguf", FILE_TYPES["f16"])
 
 
 def test_not_a_number_is_refused_by_name(tmp_path: Path) -> None:

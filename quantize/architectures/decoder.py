@@ -17,6 +17,8 @@ from quantize.architectures.base import Architecture, ExpectedTensor, HeaderValu
 from quantize.errors import CheckpointError, shown
 from quantize.recipe import ModelTraits
 
+_MAX_COLUMNS = 1_000_000
+"""Twenty times what the largest models have. A row is read whole, and a file of zeros takes no room on a disk."""
 _YARN_SETTINGS = ("type", "rope_type", "rope_theta", "factor", "original_max_position_embeddings", "finetuned")
 _YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "partial_rotary_factor": 1}
 _OTHER_SCALING = "Look for a version of the model with linear, llama3 or plain yarn scaling, or with none."
@@ -62,6 +64,8 @@ class Decoder(Architecture):
             problem = f"a head size of {self.head_dim} cannot be rotated in pairs"
         elif self.n_layer > 10_000:
             problem = f"{self.n_layer} layers are not believable"
+        elif max(self.n_embd, self.n_ff, self.n_head * self.head_dim) > _MAX_COLUMNS:
+            problem = f"matrices of more than {_MAX_COLUMNS} columns are not believable"
         elif self.n_vocab > 2_000_000:
             problem = f"a vocabulary of {self.n_vocab} is not believable"
         elif self._config.get("hidden_act", "silu") != "silu":

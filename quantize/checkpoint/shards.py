@@ -5,6 +5,7 @@ The index of a sharded checkpoint names them; a name that could leave the direct
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ class WeightFiles:
     index: str
     single: str
     suffix: str
+
+    def is_shard(self, name: str) -> bool:
+        """Whether this is the name of one file of several."""
+        stem = re.escape(self.single.removesuffix(self.suffix))
+        return re.fullmatch(rf"{stem}-\d+-of-\d+{re.escape(self.suffix)}", name) is not None
 
 
 SAFETENSORS = WeightFiles("model.safetensors.index.json", "model.safetensors", ".safetensors")
@@ -48,6 +54,9 @@ def shard_names(directory: Path, available: Collection[str] | None = None) -> li
             return sorted(set(_weight_map(directory, files).values()))
         if files.single in available:
             return [files.single]
+    for files in _BY_PREFERENCE:
+        if any(files.is_shard(name) for name in available):
+            raise CheckpointError(directory / files.index, "is missing, and would say which shards there are")
     raise UnsupportedWeights(
         "The checkpoint holds no safetensors weights, and no PyTorch weights either.",
         "Look for a repository that has .safetensors files.",
