@@ -7,6 +7,7 @@ final file touches the disk. Every row is quantized by itself, which is why the 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ import numpy as np
 from quantize import ggml
 from quantize.architectures import find_architecture
 from quantize.checkpoint import open_checkpoint, read_config
+from quantize.checkpoint.files import reading
 from quantize.checkpoint.merged import files_of, find_not_finite, origin
 from quantize.checkpoint.tensor import TensorSource
 from quantize.choices import Choices
@@ -97,8 +99,8 @@ def convert(
     Raises `QuantizeError`; whatever is raised, `out_path` is then as it was before.
 
     With a `journal`, what was done when the work was cut short is kept, and the next call with the same arguments
-    goes on from there; the caller removes that file when the result has found its place. `supply` hands out weight
-    files that are still arriving.
+    goes on from there, if the weights are still the same by size and time; the caller removes that file when the result
+    has found its place. `supply` hands out weight files that are still arriving.
     """
     started = time.monotonic()
     with _planned(source, file_type, requantize, choices, imatrix, provenance, pre_tokenizer) as plan:
@@ -116,7 +118,8 @@ def run_plan(
     supply: Supply | None = None,
 ) -> ConversionReport:
     """Do what was planned; the time is counted from `started`, on the monotonic clock."""
-    with GGUFFile(out_path, plan.outline.header, plan.outline.tensors, journal) as out:
+    made_from = _describe_inputs(plan, supply) if journal else b""
+    with GGUFFile(out_path, plan.outline.header, plan.outline.tensors, journal, made_from) as out:
         _quantize_all(plan, out, n_threads or _usable_cores(), progress, supply)
         sha256 = out.publish()
     return ConversionReport(
@@ -125,6 +128,22 @@ def run_plan(
         sha256=sha256,
         elapsed_s=time.monotonic() - started,
     )
+
+
+def _describe_inputs(plan: Plan, supply: Supply | None) -> bytes:
+    """What tells these weights and importances from others of the same shapes, without reading all of them.
+
+    Files that are still arriving say nothing yet; whoever supplies them knows that they are the same.
+    """
+    files = sorted(set().union(*map(files_of, plan.sources.values()))) if supply is None else []
+    digest = hashlib.sha256()
+    for path in files:
+        with reading(path):
+            found = path.stat()
+        digest.update(repr((str(path), found.st_size, found.st_mtime_ns)).encode())
+    for name in sorted(plan.importance):
+        digest.update(plan.importance[name].tobytes())
+    return digest.digest()
 
 
 def predict(

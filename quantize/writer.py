@@ -61,12 +61,13 @@ class GGUFFile:
         header: GGUFWriter,
         tensors: Mapping[str, tuple[QType, tuple[int, ...]]],
         journal_path: Path | None = None,
+        made_from: bytes = b"",
     ) -> None:
         """Write `header` and the tensor table for `tensors`, and reserve room for their data.
 
         With a journal, what a run before this one secured of the same file is taken over, and what this one secures
-        stays for the next. Raises `OutputError` if the file cannot be created, the disk is too small, or another
-        process has the journal.
+        stays for the next; `made_from` tells what the tensors are made of. Raises `OutputError` if the file cannot be
+        created, the disk is too small, or another process has the journal.
         """
         self.path = path
         self.finished: set[str] = set()
@@ -77,7 +78,9 @@ class GGUFFile:
         self.places, self.size_bytes = layout.places, layout.size_bytes
         try:
             _refuse_what_is_no_file(path)
-            self._journal = Journal(journal_path, hashlib.sha256(encoded).hexdigest()) if journal_path else None
+            self._journal = (
+                Journal(journal_path, hashlib.sha256(encoded + made_from).hexdigest()) if journal_path else None
+            )
         except OSError as error:
             raise _output_error(path, error) from error
         try:

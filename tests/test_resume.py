@@ -193,6 +193,17 @@ def test_a_file_that_is_not_the_journals_is_not_taken_over(
     assert convert(checkpoint, out_path, Q8_0, journal=journal).sha256 == expected
 
 
+@pytest.mark.usefixtures("secure_often")
+def test_weights_that_changed_meanwhile_are_not_mixed(small_tokenizer: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    write_random_checkpoint(checkpoint, SHAPE, tokenizer=small_tokenizer)
+    _cut_short(checkpoint, tmp_path)
+    write_random_checkpoint(checkpoint, SHAPE, seed=1, tokenizer=small_tokenizer)
+    out_path, journal = _paths(tmp_path)
+    resumed = convert(checkpoint, out_path, Q8_0, journal=journal)
+    assert resumed.sha256 == convert(checkpoint, tmp_path / "fresh.gguf", Q8_0).sha256
+
+
 def test_one_journal_for_one_process_at_a_time(checkpoint: Path, expected: str, tmp_path: Path) -> None:
     out_path, journal = _paths(tmp_path)
 
