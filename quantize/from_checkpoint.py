@@ -68,6 +68,7 @@ def _outline(
         shapes=shapes,
         types=tensor_types(shapes, file_type, architecture.traits, choices=choices, has_imatrix=has_imatrix),
         n_params=n_params,
+        notes=architecture.notes,
     )
 
 

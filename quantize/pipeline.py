@@ -187,8 +187,8 @@ def predict_from_config(
 
 def _predict(outline: Outline, file_type: FileType, size_bytes: int, plan: Plan | None = None) -> Prediction:
     counts = dict(Counter(qtype.name for qtype in outline.types.values()).most_common())
-    notes, n_weighted = (plan.notes, len(plan.importance)) if plan else ((), 0)
-    return Prediction(file_type, outline.architecture, size_bytes, outline.n_params, counts, notes, n_weighted)
+    n_weighted = len(plan.importance) if plan else 0
+    return Prediction(file_type, outline.architecture, size_bytes, outline.n_params, counts, outline.notes, n_weighted)
 
 
 def check(directory: Path, pre_tokenizer: str | None = None) -> None:

@@ -22,6 +22,8 @@ class Outline:
     types: dict[str, QType]
     n_params: int
     """Elements of the tensors that were trained."""
+    notes: tuple[str, ...] = ()
+    """What the user should know, a sentence each."""
 
     @property
     def tensors(self) -> dict[str, tuple[QType, tuple[int, ...]]]:
@@ -35,7 +37,5 @@ class Plan:
 
     outline: Outline
     sources: dict[str, TensorSource]
-    notes: tuple[str, ...] = ()
-    """What the user should know, a sentence each."""
     importance: Mapping[str, Floats] = field(default_factory=dict)
     """How much each column counts (matrices × columns), for tensors that are quantized with an importance matrix."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
 import subprocess
@@ -249,3 +250,18 @@ def test_a_type_that_does_not_fit_is_refused(sources: Path, tmp_path: Path) -> N
             sources / "narrow-f32.gguf", tmp_path / "out.gguf", FILE_TYPES["q8_0"],
             choices=parse_choices(embedding_type="q4_k"),
         )  # fmt: skip
+
+
+# --- notes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("window", "n_notes"), [(128, 1), (None, 0), (256, 0), ("x", 0)])
+def test_a_sliding_window_that_llama_cpp_ignores_is_said(
+    window: object, n_notes: int, small_tokenizer: Path, tmp_path: Path
+) -> None:
+    write_random_checkpoint(tmp_path, LlamaShape(600, 64, 96, 1, 4, 2), tokenizer=small_tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"architectures": ["MistralForCausalLM"], "sliding_window": window}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    notes = predict(tmp_path, FILE_TYPES["q8_0"]).notes
+    assert [("sliding window of 128" in note) for note in notes] == [True] * n_notes

@@ -119,8 +119,9 @@ def _plan(
         shapes={name: source.shape for name, source in sources.items()},
         types={name: _tensor_type(source, file_type) for name, source in sources.items()},
         n_params=sum(count_elements(source.shape) for source in sources.values()),
+        notes=_notes(settings, base),
     )
-    return Plan(outline, sources, notes=_notes(settings, base))
+    return Plan(outline, sources)
 
 
 def _fold_alphas(settings: AdapterSettings, pairs: Sequence[LoraPair]) -> tuple[float, dict[str, float]]:

@@ -67,6 +67,11 @@ class Architecture(ABC):
         self._config_path = config_path
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how llama.cpp runs this model, a sentence each."""
+        return ()
+
+    @property
     @abstractmethod
     def n_vocab(self) -> int:
         """Rows of the embedding matrix; the tokenizer is padded up to it."""

@@ -25,6 +25,17 @@ class Llama(Decoder):
     takes_attention_bias = True
     rope_types = (*Decoder.rope_types, "llama3")
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Architecture`."""
+        window = self._config.get("sliding_window")
+        if type(window) is not int or window >= self.n_ctx:
+            return ()
+        return (
+            f"llama.cpp does not narrow this model's attention to its sliding window of {window:,} tokens; "
+            "beyond so many its answers may differ from the original's.",
+        )
+
     def computed_tensors(self) -> Mapping[str, ComputedTensor]:
         """Llama 3.1's stretched rotation frequencies, as the divisors ggml expects."""
         if self._rope_type != "llama3":
