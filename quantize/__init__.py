@@ -8,7 +8,19 @@ A library of its own: it knows nothing of the program around it.
 
 from __future__ import annotations
 
-from quantize.adapter import ADAPTER_FILE_TYPES, check_adapter, convert_adapter, is_adapter, predict_adapter
+from quantize.adapter import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE_TYPES,
+    ADAPTER_WEIGHTS,
+    AdapterFacts,
+    AdapterSettings,
+    check_adapter,
+    convert_adapter,
+    is_adapter,
+    predict_adapter,
+    read_adapter_facts,
+)
+from quantize.adapter import read_settings as read_adapter_settings
 from quantize.choices import Choices, parse_choices
 from quantize.errors import QuantizeError
 from quantize.gguf_model import GGUFModel, read_gguf_model
@@ -19,9 +31,13 @@ from quantize.recipe import DEFAULT_FILE_TYPE, FILE_TYPES, FileType, find_file_t
 from quantize.supply import Supply
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "ADAPTER_FILE_TYPES",
+    "ADAPTER_WEIGHTS",
     "DEFAULT_FILE_TYPE",
     "FILE_TYPES",
+    "AdapterFacts",
+    "AdapterSettings",
     "Choices",
     "ConversionReport",
     "FileType",
@@ -40,6 +56,8 @@ __all__ = [
     "predict",
     "predict_adapter",
     "predict_from_config",
+    "read_adapter_facts",
+    "read_adapter_settings",
     "read_gguf_model",
     "read_hyperparameters",
 ]

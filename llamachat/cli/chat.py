@@ -45,7 +45,8 @@ def chat(
     gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto",
     kv_type: Annotated[str, typer.Option(help="KV cache: f16, q8_0 or q4_0.")] = "f16",
     adapter: Annotated[
-        list[str] | None, typer.Option(metavar="PATH[:SCALE]", help="GGUF adapter (LoRA) to apply; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME|PATH[:SCALE]", help="Adapter (LoRA) pulled with the model, or a file; repeatable."),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Tell speed and tokens after each answer.")] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Do not remember what is typed.")] = False,
@@ -61,6 +62,7 @@ def chat(
       llamachat chat -p "Why is the sky blue?" --temperature 0
       git diff | llamachat chat -p "Write a commit message"
       llamachat chat llama-2-7b-chat --adapter my-lora.gguf:0.8
+      llamachat chat llama-2-7b-chat --adapter ORG/REPO              (pulled before)
     """
     from llamachat.cli.opening import ChatOptions, open_chat
     from llamachat.engine.base import EngineOptions, LoraAdapter

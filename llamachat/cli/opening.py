@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamachat.chat.session import Answer, Session
 from llamachat.chat.templates import TemplateChoice, choose_template
@@ -14,7 +14,7 @@ from llamachat.engine import open_engine
 from llamachat.engine.base import Engine, EngineOptions, LoraAdapter
 from llamachat.engine.sampling import SamplingParams, recommended
 from llamachat.errors import LlamachatError
-from llamachat.models.adapters import check_adapter
+from llamachat.models.adapters import check_adapter, find_adapter
 from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
 
@@ -79,10 +79,11 @@ def load_engine(stored: StoredModel, options: EngineOptions) -> Engine:
 def open_chat(model: str | None, options: ChatOptions) -> Iterator[OpenChat]:
     """Load a model and begin a conversation with it."""
     stored = resolve(model)
-    for adapter in options.engine.adapters:
+    found = [replace(a, path=find_adapter(a.path.as_posix(), stored)) for a in options.engine.adapters]
+    for adapter in found:
         for note in check_adapter(adapter.path, stored.path):
             out.warning(note)
-    engine = load_engine(stored, options.engine)
+    engine = load_engine(stored, replace(options.engine, adapters=found))
     try:
         choice = choose_template(options.template, stored.template, engine.info.metadata)
         if not choice.template.is_chat and options.template is None:
@@ -96,7 +97,7 @@ def open_chat(model: str | None, options: ChatOptions) -> Iterator[OpenChat]:
             max_tokens=options.max_tokens,
             stop=options.stop,
         )
-        yield OpenChat(stored, session, choice, stored.system, options.engine.adapters)
+        yield OpenChat(stored, session, choice, stored.system, found)
     finally:
         engine.close()
 

@@ -12,6 +12,7 @@ from llamachat.cli.output import out
 from llamachat.errors import ChooseQuant
 
 if TYPE_CHECKING:
+    from llamachat.models.adapter_pull import AdapterResult
     from llamachat.models.locks import Holder
     from llamachat.models.plan import PullPlan
     from llamachat.models.pull import PullResult
@@ -29,6 +30,10 @@ def pull(
     quant: Annotated[str | None, typer.Option(help="q4_k_m, q8_0, f16, …; default: the catalogue's.")] = None,
     bits: Annotated[int | None, typer.Option(help="4 means q4_k_m, 8 means q8_0.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: the newest.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORG/REPO[@REVISION]", help="LoRA adapter to keep with it, or a path; repeatable."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Keep it under this name.")] = None,
     keep_checkpoint: Annotated[bool, typer.Option("--keep-checkpoint", help="Keep the downloaded weights.")] = False,
     pre_tokenizer: Annotated[str | None, typer.Option(help="llama.cpp's name for one that is not recognized.")] = None,
@@ -45,6 +50,7 @@ def pull(
       llamachat pull bartowski/Llama-3.2-1B-Instruct-GGUF            (what is there)
       llamachat pull bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
       llamachat pull llama-2-13b-chat --dry-run
+      llamachat pull llama-2-7b-chat --adapter ORG/REPO
       llamachat pull ./my-fine-tune --name mine
       llamachat pull ./model.Q4_K_M.gguf
     """
@@ -55,7 +61,9 @@ def pull(
     from llamachat.cli.progress import pull_progress
     from llamachat.models import pull as puller
 
-    request = puller.PullRequest(model, _BITS[bits] if bits else quant, revision, name, keep_checkpoint, pre_tokenizer)
+    quant = _BITS[bits] if bits else quant
+    adapters = tuple(adapter or ())
+    request = puller.PullRequest(model, quant, revision, name, keep_checkpoint, pre_tokenizer, adapters)
     try:
         with pull_progress() as progress:
             result = puller.plan(request, progress) if dry_run else puller.pull(request, progress, _say_waiting)
@@ -121,6 +129,23 @@ def _as_json(result: PullResult) -> dict[str, object]:
         "revision": manifest.revision,
         "already_here": result.was_here,
         "elapsed_s": round(result.elapsed_s, 3),
+        "adapters": [_adapter_as_json(added) for added in result.adapters],
+    }
+
+
+def _adapter_as_json(added: AdapterResult) -> dict[str, object]:
+    known = added.manifest
+    return {
+        "name": known.name,
+        "path": str(added.adapter.path),
+        "size_bytes": known.size_bytes,
+        "sha256": known.sha256,
+        "alpha": known.alpha,
+        "ranks": known.ranks,
+        "repo": known.repo,
+        "revision": known.revision,
+        "already_here": added.was_here,
+        "elapsed_s": round(added.elapsed_s, 3),
     }
 
 
@@ -134,4 +159,9 @@ def _say(result: PullResult) -> None:
     manifest = result.manifest
     what = f"{result.model.label}: {size(manifest.size_bytes)}, {parameters(manifest.n_params)} parameters"
     out.text(f"{what}, already here." if result.was_here else f"{what}, in {result.elapsed_s:.0f} s.")
-    out.note(f"Talk to it: llamachat chat {result.model.label}")
+    for added in result.adapters:
+        ranks = ", ".join(map(str, added.manifest.ranks))
+        what = f"  with {added.manifest.name}: {size(added.manifest.size_bytes)}, rank {ranks}"
+        out.text(f"{what}, already here." if added.was_here else f"{what}, in {added.elapsed_s:.0f} s.")
+    options = "".join(f" --adapter {added.manifest.name}" for added in result.adapters)
+    out.note(f"Talk to it: llamachat chat {result.model.label}{options}")

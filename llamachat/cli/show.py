@@ -11,6 +11,7 @@ from llamachat.cli.output import out
 
 if TYPE_CHECKING:
     from llamachat.models.store import StoredModel
+    from llamachat.models.stored_adapters import StoredAdapter
 
 _SHORTEST_CTX = 2048
 
@@ -61,8 +62,22 @@ def _facts(model: StoredModel) -> dict[str, Any]:
         facts["n_params"] = model.manifest.n_params
         facts["versions"] = dict(model.manifest.versions)
         facts["sources"] = dict(model.manifest.sources)
-    facts["adapters"] = [{"path": str(path), "size_bytes": path.stat().st_size} for path in model.adapters]
+    facts["adapters"] = [_adapter_facts(adapter) for adapter in model.adapters]
     return {**facts, "memory": _memory_facts(model), "header": dict(sorted(metadata.items()))}
+
+
+def _adapter_facts(adapter: StoredAdapter) -> dict[str, Any]:
+    known = adapter.manifest
+    return {
+        "name": adapter.name,
+        "path": str(adapter.path),
+        "size_bytes": adapter.path.stat().st_size,
+        "repo": known.repo if known else None,
+        "revision": known.revision if known else None,
+        "base": known.base if known else None,
+        "alpha": known.alpha if known else None,
+        "ranks": known.ranks if known else None,
+    }
 
 
 def _memory_facts(model: StoredModel) -> dict[str, Any] | None:
@@ -135,7 +150,10 @@ def _say(key: str, value: object) -> None:
     elif isinstance(value, list):
         out.text(f"{key}:{'' if value else ' none'}")
         for item in value:
-            out.text(f"  {item['path']} ({size(item['size_bytes'])})")
+            ranks = ", ".join(map(str, item["ranks"] or ()))
+            scale = f", rank {ranks}, alpha {item['alpha']:g}" if ranks else ""
+            commit = f", {item['repo']}@{item['revision']}" if item["repo"] else ""
+            out.text(f"  {item['name']} ({size(item['size_bytes'])}{scale}{commit}): {item['path']}")
     else:
         out.text(f"{key}: {_shorten(value)}")
 

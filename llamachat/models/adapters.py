@@ -8,6 +8,28 @@ from pathlib import Path
 import quantize
 from llamachat.errors import UnusableAdapter
 from llamachat.models.resolve import resolve
+from llamachat.models.store import StoredModel
+
+
+def find_adapter(text: str, model: StoredModel) -> Path:
+    """The adapter of `model` called `text` (an adapter ORG/REPO also by its REPO); a file of that name comes first.
+
+    What is neither is taken for a path, of which `check_adapter` says what is wrong.
+    """
+    if Path(text).is_file():
+        return Path(text)
+    wanted = text.lower()
+    named = [adapter for adapter in model.adapters if wanted in (adapter.name.lower(), _last(adapter.name).lower())]
+    exact = [adapter for adapter in named if adapter.name.lower() == wanted] or named
+    if len(exact) > 1:
+        names = " or ".join(adapter.name for adapter in exact)
+        raise UnusableAdapter(f"{model.label} has several adapters called {text}.", f"Say which one: {names}")
+    if exact:
+        return exact[0].path
+    if not Path(text).exists() and model.adapters:
+        names = ", ".join(adapter.name for adapter in model.adapters)
+        raise UnusableAdapter(f"{text[:80]!r} is no file, and no adapter of {model.label}.", f"Those it has: {names}")
+    return Path(text)
 
 
 def check_adapter(path: Path, model_path: Path) -> tuple[str, ...]:
@@ -40,3 +62,7 @@ def find_base(adapter: Path, base: str | None) -> Path:
         )
     path = Path(base)
     return path if path.exists() else resolve(base).path
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +32,7 @@ from llamachat.models import store
 from llamachat.models.gguf_names import base_name, shard_name, shard_of, without_quant
 from llamachat.models.manifest import Manifest
 from llamachat.models.names import is_valid_name
+from llamachat.models.progress import Progress
 from llamachat.paths import home_dir, staging_dir
 
 _PIECE_BYTES = 1 << 20
@@ -74,19 +76,17 @@ def local_source(path: Path, name: str | None) -> GGUFSource:
     return GGUFSource(name, [path.with_name(name) for name in names])
 
 
-def store_gguf(
-    source: GGUFSource, progress: Callable[[int, int], None], *, replace: bool
-) -> tuple[store.StoredModel, bool]:
+def store_gguf(source: GGUFSource, progress: Progress, *, replace: bool) -> tuple[store.StoredModel, bool]:
     """Put a model into the store; return it, and whether it was there already.
 
-    Without `replace`, a model of the same name and quant but other content raises `NameTaken`. `progress` is called
-    with (bytes done, bytes in all). The caller holds the model's lock. Raises `QuantizeError` for what is no model.
+    Without `replace`, a model of the same name and quant but other content raises `NameTaken`. The caller holds the
+    model's lock. Raises `QuantizeError` for what is no model.
     """
     found = quantize.read_gguf_model(source.paths)
     quant = source.quant or found.quant
     stored = store.find_stored(source.name, quant)
     sizes = [path.stat().st_size for path in source.paths]
-    counter = _Counter(progress, sum(sizes))
+    counter = _Counter(partial(progress, "import"), sum(sizes))
     if stored and _is_same(stored, source, counter):
         return stored, True
     if stored and not replace:
@@ -103,7 +103,7 @@ def store_gguf(
             if sha256 != source.expected.get(path, sha256):
                 raise CacheDamaged(path.resolve())
             files[target.name] = {"size_bytes": path.stat().st_size, "sha256": sha256}
-        return store.publish(staged, _manifest(source, quant, found, files)), False
+        return store.publish(staged, _manifest(source, quant, found, files), progress), False
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

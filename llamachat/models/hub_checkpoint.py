@@ -21,14 +21,12 @@ from llamachat.models.locks import OnWait, locked
 from llamachat.models.plan import PullPlan, make_plan
 from llamachat.models.progress import Progress
 from llamachat.models.publishing import Target, convert_and_publish
-from llamachat.models.staging import checkpoint_dir, fetch, link_cached, require_access
+from llamachat.models.staging import checkpoint_dir, fetch, link_cached, require_access, require_small
 from llamachat.models.transfer import Transfer
 from quantize.checkpoint import INDEX_NAMES, shard_names
 from quantize.vocab import TOKENIZER_FILES
 
 _SMALL_FILES = ("config.json", "generation_config.json", *INDEX_NAMES, *TOKENIZER_FILES)
-
-_MAX_SMALL_BYTES = 64 << 20
 
 
 def plan_checkpoint(repository: Repository, target: Target, progress: Progress, *, keep: bool) -> PullPlan:
@@ -87,12 +85,7 @@ def _fetch_small(repository: Repository, directory: Path, progress: Progress) ->
             "Look for the repository with the original weights (safetensors).",
         )
     small = [repository.files[name] for name in _SMALL_FILES if name in repository.files]
-    for file in small:
-        if file.size_bytes > _MAX_SMALL_BYTES:
-            raise UnusableRepository(
-                f"{repository.repo}: {file.name} has {file.size_bytes:,} bytes, far too many for what it should be.",
-                "Do not use this repository.",
-            )
+    require_small(repository, small)
     fetch(repository, small, directory, Transfer([], directory, progress))
     return small
 

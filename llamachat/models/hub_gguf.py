@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from llamachat.models import store
@@ -46,7 +45,7 @@ def pull_gguf(
         link_cached(repository, choice.files, staged)
         plan_files(choice.files, staged).require_room()
         fetch(repository, choice.files, staged, Transfer(list(choice.files), staged, progress))
-        model, _ = store_gguf(_source(repository, target, choice, staged), partial(progress, "import"), replace=True)
+        model, _ = store_gguf(_source(repository, target, choice, staged), progress, replace=True)
         if not keep:
             shutil.rmtree(staged)
             with suppress(OSError):  # another quant is on its way

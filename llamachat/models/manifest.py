@@ -1,5 +1,7 @@
 """`manifest.json` beside a stored GGUF: what it is, where it came from, and the hashes to check it by.
 
+An adapter has one of its own, `adapters/NAME.json`, so that adding one leaves the model's as it is.
+
 People edit files and disks tear them, so a manifest is read as if a stranger had written it: every field is checked,
 and what is wrong is said by name.
 """
@@ -8,11 +10,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llamachat.errors import describe_os_error
 from llamachat.models.names import is_safe_file, is_valid_name
@@ -70,10 +73,53 @@ class Manifest:
         return tuple(shards) or (whole,)
 
 
+@dataclass(frozen=True)
+class AdapterManifest:
+    """What is written beside a GGUF adapter. `sources` are the files it was made of; units as in `Manifest`.
+
+    `base` is what its trainer called the model, `alpha` and `ranks` are the GGUF's: llama.cpp adds alpha / rank · B·A.
+    """
+
+    name: str
+    size_bytes: int
+    sha256: str
+    alpha: float
+    ranks: Sequence[int]
+    base: str | None
+    repo: str | None
+    revision: str | None
+    license: str | None
+    created: str
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; raise `DamagedManifest` if there is none or anything in it cannot be used."""
+    """Read a model's manifest; raise `DamagedManifest` if there is none or anything in it cannot be used."""
+    return _read(Manifest, path)
+
+
+def read_adapter_manifest(path: Path) -> AdapterManifest:
+    """Read an adapter's manifest, as `read_manifest` does."""
+    return _read(AdapterManifest, path)
+
+
+def write_manifest(path: Path, manifest: Manifest | AdapterManifest) -> None:
+    """Write a manifest and see it safely on the disk; the caller moves it to its place."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(asdict(manifest), file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+_Kind = TypeVar("_Kind", Manifest, AdapterManifest)
+
+
+def _read(kind: type[_Kind], path: Path) -> _Kind:
     table = _read_table(path)
-    known = {spec.name: str(spec.type) for spec in fields(Manifest)}
+    known = {spec.name: str(spec.type) for spec in fields(kind)}
     if (schema := table.get("schema", SCHEMA)) != SCHEMA:
         raise DamagedManifest(f"has schema {_shown(schema)}, which this version does not know")
     if surplus := sorted(table.keys() - known.keys()):
@@ -81,10 +127,10 @@ def read_manifest(path: Path) -> Manifest:
     for name, value in table.items():
         if not _IS_OF_TYPE[known[name]](value) or not _CHECKS.get(name, _anything)(value):
             raise DamagedManifest(f"has {_shown(value)} as {name}, which cannot be used")
-    required = [spec.name for spec in fields(Manifest) if spec.default is spec.default_factory is MISSING]
+    required = [spec.name for spec in fields(kind) if spec.default is spec.default_factory is MISSING]
     if missing := [name for name in required if name not in table]:
         raise DamagedManifest(f"lacks {', '.join(missing)}")
-    return Manifest(**table)
+    return kind(**table)
 
 
 def _read_table(path: Path) -> dict[str, Any]:
@@ -120,6 +166,8 @@ def _is_number(value: Any) -> bool:
 _IS_OF_TYPE: Mapping[str, Callable[[Any], bool]] = {
     "str": lambda value: type(value) is str,
     "int": lambda value: type(value) is int,
+    "float": _is_number,
+    "Sequence[int]": lambda value: type(value) is list and all(type(item) is int for item in value),
     "str | None": lambda value: value is None or type(value) is str,
     "Mapping[str, float]": lambda value: type(value) is dict and all(map(_is_number, value.values())),
     "Mapping[str, str]": lambda value: type(value) is dict and all(type(item) is str for item in value.values()),

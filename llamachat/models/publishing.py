@@ -88,7 +88,7 @@ def convert_and_publish(
         journal=target.journal_path if supply else None,
         supply=supply,
     )
-    return store.publish(target.staged_dir, _manifest(target, repository, sources, report))
+    return store.publish(target.staged_dir, _manifest(target, repository, sources, report), progress)
 
 
 def _manifest(

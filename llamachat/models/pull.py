@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llamachat.errors import BadReference
 from llamachat.models import store
+from llamachat.models.adapter_pull import AdapterResult, find_sources, pull_adapter
+from llamachat.models.adapter_source import find_source, parse_adapter_reference
 from llamachat.models.catalog import load_catalog
 from llamachat.models.conversion import conversion_errors
 from llamachat.models.gguf_import import local_source, store_gguf
@@ -44,6 +46,8 @@ class PullRequest:
     name: str | None = None
     keep_checkpoint: bool = False
     pre_tokenizer: str | None = None
+    adapters: Sequence[str] = ()
+    """ORG/REPO[@REVISION], directories of PEFT adapters, or GGUF adapters; to be stored with the model."""
 
 
 @dataclass(frozen=True)
@@ -54,32 +58,60 @@ class PullResult:
     manifest: Manifest
     elapsed_s: float
     was_here: bool
+    adapters: Sequence[AdapterResult] = ()
 
 
 def pull(request: PullRequest, progress: Progress, on_wait: OnWait | None = None) -> PullResult:
     """Pull a model into the store. Raises `LlamachatError`; the store is then as before.
 
     While another process is at work on the same model: wait, after telling `on_wait`; without it, raise `StoreBusy`.
+    Adapters are looked up, and their configs checked, before the model is pulled.
     """
     reference = parse_reference(request.model, load_catalog())
+    adapters = [parse_adapter_reference(text) for text in request.adapters]
     with conversion_errors():
-        if isinstance(reference, ModelFile):
-            return _import_file(request, reference.path, progress, on_wait)
-        target = _choose(request, reference)
-        with locked(target.name, on_wait), writing():
-            match reference:
-                case NamedModel():
-                    return _pull_from_hub(request, reference, target, progress, on_wait)
-                case CheckpointDirectory(path):
-                    started = time.monotonic()
-                    return _result(convert_directory(path, target, progress), started, was_here=False)
-                case _:
-                    raise AssertionError("refused by _choose")
+        if not adapters:
+            return _pull_model(request, reference, progress, on_wait)
+        with writing():
+            stored = _find_base(request, reference)
+            if not isinstance(reference, ModelFile) and not (stored and isinstance(reference, LocalName)):
+                _choose(request, reference)  # what cannot be pulled is said first
+            sources = find_sources(adapters, _base_names(request, reference), stored, progress, on_wait)
+        if stored:
+            result = _result(stored, time.monotonic(), was_here=True)
+        else:
+            result = _pull_model(request, reference, progress, on_wait)
+        with locked(result.model.name, on_wait), writing():
+            keep = request.keep_checkpoint
+            added = [pull_adapter(source, result.model, progress, on_wait, keep=keep) for source in sources]
+        return replace(result, adapters=added)
+
+
+def _pull_model(request: PullRequest, reference: Reference, progress: Progress, on_wait: OnWait | None) -> PullResult:
+    if isinstance(reference, ModelFile):
+        return _import_file(request, reference.path, progress, on_wait)
+    target = _choose(request, reference)
+    with locked(target.name, on_wait), writing():
+        match reference:
+            case NamedModel():
+                return _pull_from_hub(request, reference, target, progress, on_wait)
+            case CheckpointDirectory(path):
+                started = time.monotonic()
+                return _result(convert_directory(path, target, progress), started, was_here=False)
+            case _:
+                raise AssertionError("refused by _choose")
 
 
 def plan(request: PullRequest, progress: Progress) -> PullPlan | PullResult:
     """Return what `pull` would do, or the model that is here already; fetches config and tokenizer only."""
     reference = parse_reference(request.model, load_catalog())
+    with conversion_errors(), writing():
+        for text in request.adapters:
+            source = find_source(parse_adapter_reference(text), _base_names(request, reference), progress, None)
+            n_bytes = sum(file.size_bytes for file in source.files)
+            progress.notice(f"The adapter {source.name}: {n_bytes:,} bytes to download.")
+    if request.adapters and (stored := _find_base(request, reference)):
+        return _result(stored, time.monotonic(), was_here=True)
     if not isinstance(reference, NamedModel):
         raise BadReference("What is on this machine needs no download.", "Leave --dry-run out.")
     with conversion_errors(), writing():
@@ -100,8 +132,32 @@ def _import_file(request: PullRequest, path: Path, progress: Progress, on_wait: 
     started = time.monotonic()
     source = local_source(path, request.name)
     with locked(source.name, on_wait), writing():
-        model, was_here = store_gguf(source, partial(progress, "import"), replace=False)
+        model, was_here = store_gguf(source, progress, replace=False)
     return _result(model, started, was_here=was_here)
+
+
+def _find_base(request: PullRequest, reference: Reference) -> store.StoredModel | None:
+    """The stored model that adapters are for, if it is here: of any quant and commit unless one is named."""
+    if not isinstance(reference, NamedModel | LocalName):
+        return None
+    revision = request.revision or (reference.revision if isinstance(reference, NamedModel) else None)
+    quant = (request.quant or reference.quant or "").lower() or None
+    return store.find_stored(request.name or reference.name, quant, revision)
+
+
+def _base_names(request: PullRequest, reference: Reference) -> list[str]:
+    """What the base is called, for comparing it with what an adapter was trained on."""
+    match reference:
+        case NamedModel(name, repo):
+            names = [request.name or name, repo.rpartition("/")[2]]
+        case LocalName(name):
+            names = [name]
+        case CheckpointDirectory(path) | ModelFile(path):
+            names = [request.name or path.resolve().name, path.resolve().name]
+    stored = _find_base(request, reference)
+    if stored and stored.manifest and stored.manifest.repo:
+        names.append(stored.manifest.repo.rpartition("/")[2])
+    return names
 
 
 def _result(model: store.StoredModel, started: float, *, was_here: bool) -> PullResult:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamachat.errors import HubOffline
+from llamachat.errors import HubOffline, UnusableRepository
 from llamachat.models.hub import RemoteFile, Repository, cached_file, check_access, download, is_complete
 from llamachat.models.locks import flat
 from llamachat.models.transfer import Transfer
 from llamachat.paths import staging_dir
+
+_MAX_SMALL_BYTES = 64 << 20
 
 
 def checkpoint_dir(repository: Repository) -> Path:
@@ -45,3 +47,13 @@ def require_access(repository: Repository, files: Sequence[RemoteFile], director
         raise HubOffline(repository.repo, missing[0].name)
     if missing:
         check_access(repository)
+
+
+def require_small(repository: Repository, files: Sequence[RemoteFile]) -> None:
+    """Raise `UnusableRepository` for configs and tokenizers of a size that only weights have."""
+    for file in files:
+        if file.size_bytes > _MAX_SMALL_BYTES:
+            raise UnusableRepository(
+                f"{repository.repo}: {file.name} has {file.size_bytes:,} bytes, far too many for what it should be.",
+                "Do not use this repository.",
+            )

@@ -6,16 +6,23 @@ contain "--" (the Hub does not allow it either), which makes it a safe separator
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from llamachat.models.locks import flat
-from llamachat.models.manifest import MANIFEST_NAME, DamagedManifest, Manifest, StoredFile, read_manifest
+from llamachat.models.manifest import (
+    MANIFEST_NAME,
+    DamagedManifest,
+    Manifest,
+    StoredFile,
+    read_manifest,
+    write_manifest,
+)
+from llamachat.models.progress import Progress
+from llamachat.models.stored_adapters import StoredAdapter, carry_over, list_adapters, sync_directory
 from llamachat.paths import models_dir
 
 
@@ -44,10 +51,9 @@ class StoredModel:
         return self.path.stat().st_size
 
     @property
-    def adapters(self) -> list[Path]:
+    def adapters(self) -> list[StoredAdapter]:
         """GGUF adapters that lie beside a stored model, under `adapters/`."""
-        directory = self.path.parent / "adapters"
-        return sorted(directory.glob("*.gguf")) if self.manifest and directory.is_dir() else []
+        return list_adapters(self.path.parent) if self.manifest else []
 
 
 @dataclass(frozen=True)
@@ -108,17 +114,19 @@ def model_dir(name: str, quant: str) -> Path:
     return models_dir() / _directory_name(name, quant)
 
 
-def publish(staged: Path, manifest: Manifest) -> StoredModel:
+def publish(staged: Path, manifest: Manifest, progress: Progress) -> StoredModel:
     """Write the manifest into the finished directory `staged` and move it into the store by one rename.
 
-    An older model of the same name and quant is replaced.
+    An older model of the same name and quant is replaced. Its adapters stay if they fit, and `progress` hears of it.
     """
-    _write_json(staged / MANIFEST_NAME, asdict(manifest))
+    write_manifest(staged / MANIFEST_NAME, manifest)
     final = model_dir(manifest.name, manifest.quant)
+    carry_over(final, staged, staged / manifest.file, progress)
+    sync_directory(staged)
     final.parent.mkdir(parents=True, exist_ok=True)
     replaced = _hide(final) if final.exists() else None
     staged.rename(final)
-    _sync(final.parent)
+    sync_directory(final.parent)
     if replaced:
         delete(replaced)
     model = _read(final)
@@ -169,23 +177,6 @@ def _hide(directory: Path) -> Path:
     hidden = directory.with_name(f".{directory.name}.{os.getpid()}.removed")
     directory.rename(hidden)
     return hidden
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _directory_name(name: str, quant: str) -> str:

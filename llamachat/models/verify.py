@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +9,11 @@ from pathlib import Path
 
 from llamachat.errors import BadReference, describe_os_error
 from llamachat.models.catalog import Catalog, load_catalog
-from llamachat.models.manifest import Manifest
+from llamachat.models.manifest import DamagedManifest, Manifest, StoredFile
 from llamachat.models.reference import LocalName, NamedModel, parse_reference
 from llamachat.models.resolve import resolve
 from llamachat.models.store import BrokenEntry, StoredModel, find_size_problem, scan
-
-_PIECE_BYTES = 4 << 20
+from llamachat.models.stored_adapters import ADAPTERS, file_sha256, list_manifests, read_named_manifest
 
 Entry = StoredModel | BrokenEntry
 
@@ -67,7 +65,9 @@ def _is_meant(label: str, name: str, quant: str | None) -> bool:
 
 def count_bytes(entries: Sequence[Entry]) -> int:
     """How many bytes `check` will read."""
-    return sum(entry.size_bytes for entry in entries if isinstance(entry, StoredModel))
+    models = [entry for entry in entries if isinstance(entry, StoredModel)]
+    adapters = [adapter.path for model in models for adapter in model.adapters if adapter.manifest]
+    return sum(model.size_bytes for model in models) + sum(path.stat().st_size for path in adapters)
 
 
 def check(entry: Entry, on_bytes: Callable[[int], None]) -> Check:
@@ -77,32 +77,61 @@ def check(entry: Entry, on_bytes: Callable[[int], None]) -> Check:
         return Check(entry.label, entry.directory, [problem], _mend_broken(entry, load_catalog()))
     manifest, directory = entry.manifest, entry.path.parent
     assert manifest is not None, "only pulled models are checked"
-    problems = []
-    for file in manifest.contents:
+    found = [(file.name, _find_problem(directory, file, on_bytes)) for file in manifest.contents]
+    problems = [Problem(name, text) for name, text in found if text]
+    mends = [_mend_damaged(entry, manifest, load_catalog())] if problems else []
+    for path in list_manifests(directory):
+        if found_there := _find_adapter_problem(directory, path, on_bytes):
+            problems.append(found_there)
+            mends = mends or [_mend_adapters(entry)]
+    return Check(entry.label, directory, problems, "".join(mends) or None)
+
+
+def _find_problem(directory: Path, file: StoredFile, on_bytes: Callable[[int], None]) -> str | None:
+    try:
+        text = find_size_problem(directory, file)
+        if text is None and file_sha256(directory / file.name, on_bytes) != file.sha256:
+            text = "is damaged: its sha256 is not the one in the manifest"
+    except OSError as error:
+        text = f"cannot be read ({describe_os_error(error)})"
+    return text
+
+
+def _find_adapter_problem(directory: Path, path: Path, on_bytes: Callable[[int], None]) -> Problem | None:
+    """What is wrong with an adapter or its manifest at `path`. One that has none is a user's own affair."""
+    name = f"{ADAPTERS}/{path.name}"
+    try:
+        manifest = read_named_manifest(path)
+    except DamagedManifest as error:
+        return Problem(name, str(error))
+    file = StoredFile(f"{ADAPTERS}/{path.stem}.gguf", manifest.size_bytes, manifest.sha256)
+    text = _find_problem(directory, file, on_bytes)
+    return Problem(file.name, text) if text else None
+
+
+def _mend_damaged(model: StoredModel, manifest: Manifest, catalog: Catalog) -> str:
+    """The model still counts as here, so it has to go before it is pulled again; its adapters go with it."""
+    adapters = _adapter_options(model.path.parent)
+    return f"llamachat rm {shlex.quote(model.label)} --yes && {_pull_command(manifest, catalog, adapters)}"
+
+
+def _mend_adapters(model: StoredModel) -> str:
+    """What is damaged does not count as here."""
+    return shlex.join(["llamachat", "pull", model.label, *_adapter_options(model.path.parent)])
+
+
+def _adapter_options(directory: Path) -> list[str]:
+    """What pulls the adapters in `directory` again; for those made of local files, as far as that is known."""
+    options = []
+    for path in list_manifests(directory):
+        name = path.stem.replace("--", "/")
         try:
-            text = find_size_problem(directory, file)
-            if text is None and _sha256(directory / file.name, on_bytes) != file.sha256:
-                text = "is damaged: its sha256 is not the one in the manifest"
-        except OSError as error:
-            text = f"cannot be read ({describe_os_error(error)})"
-        if text:
-            problems.append(Problem(file.name, text))
-    mend = _mend_damaged(entry.label, manifest, load_catalog()) if problems else None
-    return Check(entry.label, directory, problems, mend)
-
-
-def _sha256(path: Path, on_bytes: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-            on_bytes(len(piece))
-    return digest.hexdigest()
-
-
-def _mend_damaged(label: str, manifest: Manifest, catalog: Catalog) -> str:
-    """The model still counts as here, so it has to go before it is pulled again."""
-    return f"llamachat rm {shlex.quote(label)} --yes && {_pull_command(manifest, catalog)}"
+            manifest = read_named_manifest(path)
+            source = f"{manifest.repo}@{manifest.revision}" if manifest.repo else f"./{name}"
+        except DamagedManifest:
+            source = name if "/" in name else f"./{name}"
+        options += ["--adapter", source]
+    return options
 
 
 def _mend_broken(entry: BrokenEntry, catalog: Catalog) -> str:
@@ -115,7 +144,7 @@ def _mend_broken(entry: BrokenEntry, catalog: Catalog) -> str:
     return f"Remove the directory {entry.directory}"
 
 
-def _pull_command(manifest: Manifest, catalog: Catalog) -> str:
+def _pull_command(manifest: Manifest, catalog: Catalog, adapters: Sequence[str] = ()) -> str:
     """The command that makes exactly this model again; for one made from a directory, as far as that is known."""
     spec = catalog.find(manifest.name)
     if manifest.repo is None:
@@ -124,4 +153,4 @@ def _pull_command(manifest: Manifest, catalog: Catalog) -> str:
         source = manifest.name if spec and spec.repo == manifest.repo else manifest.repo
     revision = ["--revision", manifest.revision] if manifest.repo and manifest.revision else []
     name = ["--name", manifest.name] if manifest.name != source else []
-    return shlex.join(["llamachat", "pull", source, *revision, "--quant", manifest.quant, *name])
+    return shlex.join(["llamachat", "pull", source, *revision, "--quant", manifest.quant, *name, *adapters])

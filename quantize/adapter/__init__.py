@@ -18,7 +18,7 @@ from pathlib import Path
 from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGUFType, GGUFWriter, Keys
 
 from quantize.adapter.base import AdapterBase, open_base
-from quantize.adapter.fit import check_adapter
+from quantize.adapter.fit import AdapterFacts, check_adapter, read_adapter_facts
 from quantize.adapter.pairs import LoraPair, pair_up
 from quantize.adapter.settings import CONFIG_NAME, AdapterSettings, read_settings
 from quantize.adapter.sources import ScaledRows, TransposedRows
@@ -32,13 +32,29 @@ from quantize.pipeline import ConversionReport, Prediction, Progress, predict_pl
 from quantize.plan import Outline, Plan
 from quantize.recipe import FileType, QType
 
-__all__ = ["ADAPTER_FILE_TYPES", "check_adapter", "convert_adapter", "is_adapter", "predict_adapter"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_FILE_TYPES",
+    "ADAPTER_WEIGHTS",
+    "AdapterFacts",
+    "AdapterSettings",
+    "check_adapter",
+    "convert_adapter",
+    "is_adapter",
+    "predict_adapter",
+    "read_adapter_facts",
+    "read_settings",
+]
 
 ADAPTER_FILE_TYPES = ("f32", "f16", "bf16", "q8_0")
 """Names of the file types an adapter can have, the default first."""
 
 _WEIGHTS = {"adapter_model.safetensors": read_safetensors, "adapter_model.bin": read_torch_file}
 """By preference, as PEFT has it."""
+
+ADAPTER_CONFIG = CONFIG_NAME
+ADAPTER_WEIGHTS = tuple(_WEIGHTS)
+"""What the files of an adapter are called; of the second kind one is enough, the first preferred."""
 
 
 def is_adapter(path: Path) -> bool:
@@ -188,15 +204,8 @@ def _header(architecture: str, name: str, alpha: float) -> GGUFWriter:
 
 def _notes(settings: AdapterSettings, base: AdapterBase) -> tuple[str, ...]:
     """A word where the base has another name than the trainer's; shapes fit, and names tell little."""
-    if settings.base_name is None:
-        return ()
-    wanted = _letters(settings.base_name.replace("\\", "/").rstrip("/").rpartition("/")[2])
-    if not wanted or any(wanted in _letters(name) or _letters(name) in wanted for name in base.names if _letters(name)):
+    if settings.may_be_for(base.names):
         return ()
     return (
         f"The adapter was trained on {shown(settings.base_name)}; make sure that {base.path.name} is the same model.",
     )
-
-
-def _letters(name: str) -> str:
-    return "".join(filter(str.isalnum, name.lower()))

@@ -7,6 +7,7 @@ src/llama-graph.cpp of llama.cpp.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from gguf import GGUFType, GGUFValueType, Keys
@@ -19,6 +20,23 @@ from quantize.gguf_reader import GGUFContents, open_gguf
 
 _EMBEDDINGS, _OUTPUT = "token_embd.weight", "output.weight"
 _OTHER_BASE = "Use the adapter with the model that it was trained on."
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What a GGUF adapter says of itself: llama.cpp adds alpha / rank · B·A; `ranks` are all there are, ascending."""
+
+    alpha: float
+    ranks: tuple[int, ...]
+
+
+def read_adapter_facts(path: Path) -> AdapterFacts:
+    """Return alpha and ranks of the GGUF adapter at `path`, which `check_adapter` has accepted."""
+    with open_gguf(path) as adapter:
+        ranks = {tensor.shape[-1] for name, tensor in adapter.tensors.items() if name.endswith(".lora_b")}
+        alpha = adapter.values[Keys.Adapter.LORA_ALPHA]
+        assert isinstance(alpha, float), "check_adapter has seen to it"
+        return AdapterFacts(alpha, tuple(sorted(ranks)))
 
 
 def check_adapter(path: Path, base_path: Path) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,12 @@ class AdapterSettings:
     uses_rslora: bool
     base_name: str | None
     """What the trainer called the base: a repository, or a path on its machine."""
+
+    def may_be_for(self, names: Iterable[str]) -> bool:
+        """Whether the trainer's base can be what one of `names` is called; True where it says nothing that tells."""
+        wanted = _letters((self.base_name or "").replace("\\", "/").rstrip("/").rpartition("/")[2])
+        known = [letters for letters in map(_letters, names) if letters]
+        return not wanted or any(wanted in letters or letters in wanted for letters in known)
 
     def llama_cpp_alpha(self, module: str, rank: int) -> float:
         """The alpha with which alpha / rank, llama.cpp's rule, is PEFT's scale of `module`."""
@@ -138,3 +144,7 @@ def _alpha_pattern(pattern: Mapping[str, Any], default: float, path: Path) -> di
                 f"{path.name}: alpha_pattern has the expression {shown(key)}; only ends of modules' names are read."
             )
     return alphas
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))

@@ -17,6 +17,19 @@ SHAPE = {"block_count": 4, "embedding_length": 64, "feed_forward_length": 128, "
 N_HEAD, N_HEAD_KV, N_VOCAB = 8, 2, 100
 
 
+class Silent:
+    """A `Progress` that shows nothing."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """See `Progress`."""
+
+    def file(self, name: str, done: int, total: int) -> None:
+        """See `Progress`."""
+
+    def notice(self, text: str) -> None:
+        """See `Progress`."""
+
+
 def write_gguf(path: Path, *, filler_bytes: int = 0) -> None:
     """A GGUF file with a Llama header and no tensors, as long as is wanted."""
     writer = gguf.GGUFWriter(path, "llama")
@@ -64,4 +77,4 @@ def add_model(
         system=None,
         created="2026-11-21T12:00:00.000000+00:00",
     )
-    return store.publish(staged, dataclasses.replace(manifest, **changes)).path.parent
+    return store.publish(staged, dataclasses.replace(manifest, **changes), Silent()).path.parent
