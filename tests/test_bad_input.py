@@ -69,10 +69,11 @@ def test_no_network(refused: Refusal) -> None:
     refused("pull", "llama-2-7b", says="cannot be reached", next_step="HF_ENDPOINT")
 
 
-def test_server_error(refused: Refusal, hub: HubStandIn, checkpoint: Path) -> None:
+def test_server_error(refused: Refusal, hub: HubStandIn, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add_repo(REPO, checkpoint)
     hub.faults["model-00001-of-00002.safetensors"] = Status(503)
-    refused("pull", REPO, says="HTTP 503", next_step="run the same command again")
+    monkeypatch.setenv("LLAMACHAT_RETRIES", "0")
+    refused("pull", REPO, says="HTTP 503", next_step="run the same command again; it continues where it stopped")
 
 
 def test_offline(refused: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +120,14 @@ def test_bad_token(refused: Refusal, hub: HubStandIn, checkpoint: Path, monkeypa
     refused("pull", REPO, says="does not accept your token", next_step="hf auth login")
 
 
-def test_truncated_download(refused: Refusal, hub: HubStandIn, checkpoint: Path) -> None:
+def test_truncated_download(
+    refused: Refusal, hub: HubStandIn, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMACHAT_RETRIES", "0")
     hub.add_repo(REPO, checkpoint)
     hub.faults["model-00002-of-00002.safetensors"] = Truncate(1000)
-    refused("pull", REPO, says="model-00002-of-00002.safetensors: 1,000 of", next_step="again")
+    says = "model-00002-of-00002.safetensors: the download broke off (connection lost)"
+    refused("pull", REPO, says=says, next_step="again")
 
 
 def test_damaged_download(refused: Refusal, hub: HubStandIn, checkpoint: Path) -> None:
@@ -138,11 +143,12 @@ def test_damaged_small_file(refused: Refusal, hub: HubStandIn, checkpoint: Path)
 
 
 def test_finished_files_are_not_fetched_again(
-    refused: Refusal, run: RunCommand, hub: HubStandIn, checkpoint: Path
+    refused: Refusal, run: RunCommand, hub: HubStandIn, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LLAMACHAT_RETRIES", "0")
     hub.add_repo(REPO, checkpoint)
     hub.faults["model-00002-of-00002.safetensors"] = Truncate(1000, times=1)
-    refused("pull", REPO, says="model-00002", next_step="finished files are not fetched again")
+    refused("pull", REPO, says="model-00002", next_step="continues where it stopped")
     hub.requests.clear()
     assert run("pull", REPO).returncode == 0
     fetched = {request.file_name for request in hub.requests if request.file_name}

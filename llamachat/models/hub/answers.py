@@ -10,7 +10,9 @@ from typing import Literal
 
 from llamachat.models.hub.retry import asked_pause_s
 
-_PASSING = frozenset({408, 425, 429})
+PASSING = frozenset({408, 416, 425, 429})
+"""Refusals that may be others at the next try."""
+
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.ASCII)
 
 
@@ -59,7 +61,7 @@ def check_answer(status: int, headers: Mapping[str, str], wanted: Wanted, etag: 
         case 416:
             _check_size(_content_range(headers)[2], wanted)
             raise Trouble("HTTP 416")
-        case _ if status in _PASSING or status >= 500:
+        case _ if status in PASSING or status >= 500:
             raise Trouble(f"HTTP {status}", asked_pause_s(headers, datetime.now(timezone.utc)))
         case _:
             raise Trouble(f"HTTP {status}")

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import httpx2
 from huggingface_hub import constants
@@ -28,7 +28,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # as in client.py
 
 from llamachat.errors import CannotWrite, DownloadBroken, DownloadDamaged, HubUnreachable
-from llamachat.models.hub.answers import StartOver, Trouble, Wanted, check_answer
+from llamachat.models.hub.answers import PASSING, StartOver, Trouble, Wanted, check_answer
 from llamachat.models.hub.client import plain_errors
 from llamachat.models.hub.digest import PrefixDigest
 from llamachat.models.hub.journal import RANGE_BYTES, range_count, range_span
@@ -116,7 +116,7 @@ def _complete(repository: Repository, file: RemoteFile, partial: Partial, watch:
             starts[start.cause] += 1
             if starts[start.cause] > _MAX_STARTS[start.cause]:
                 raise DownloadDamaged(file.name, f"{start}, again after starting over") from None
-            watch.restart(file.name, connections.n_there)
+            watch.restart(file.name, connections.n_known)
             watch.notice(f"{file.name}: {start}; starting this file over")
 
 
@@ -174,9 +174,9 @@ class Connections:
         self.stop()
 
     @property
-    def n_there(self) -> int:
-        """Bytes that were there before, or have arrived."""
-        return self._n_before + self._n_arrived
+    def n_known(self) -> int:
+        """Bytes that the watch knows of: those that were there before, and those it was told of."""
+        return self._n_before + self._n_told
 
     def run(self, n_wanted: int) -> None:
         """Fetch what is missing of the first `n_wanted` ranges. Raises what ended it, or `Cancelled`."""
@@ -279,9 +279,10 @@ class Connections:
         with _network(self._patience):
             answer = self._source.get(line, wanted.headers(self._partial.etag))
             self._stop_if_told()
-            if answer.is_hubs and 400 <= answer.response.status < 500:
-                _raise_refusal(answer.response, self._source.url)
+            refusal = answer.response.read(_MAX_REFUSAL_BYTES) if answer.response.status >= 400 else b""
         status, headers = answer.response.status, httpx2.Headers(answer.response.getheaders())
+        if answer.is_hubs and 400 <= status < 500 and status not in PASSING:
+            _raise_refusal(status, headers, refusal, self._source.url)
         etag = self._partial.adopt_etag(headers.get("ETag") if status in (200, 206) else None)
         check_answer(status, headers, wanted, etag)
         return answer, claim.at if status == 200 else 0
@@ -324,7 +325,7 @@ class Connections:
                 return n_filled, trouble
             self._stop_if_told()
             if not n_read:
-                return n_filled, Trouble("the connection broke off")
+                return n_filled, Trouble("connection lost")
             n_filled += n_read
             if is_new:
                 with self._lock:
@@ -380,11 +381,11 @@ def _network(patience: Patience) -> Iterator[None]:
     except ssl.SSLCertVerificationError as error:
         raise HubUnreachable(constants.ENDPOINT, f"its certificate is not trusted: {error.verify_message}") from error
     except TimeoutError as error:
-        raise Trouble(f"no bytes for {patience.silence_s:.0f} s") from error
+        raise Trouble(f"no bytes for {patience.silence_s:g} s") from error
     except ConnectionRefusedError as error:
-        raise Trouble("the connection was refused") from error
+        raise Trouble("connection refused") from error
     except (ConnectionError, http.client.IncompleteRead) as error:
-        raise Trouble("the connection broke off") from error
+        raise Trouble("connection lost") from error
     except OSError as error:
         raise Trouble(error.strerror or str(error)) from error
     except http.client.HTTPException as error:
@@ -393,11 +394,9 @@ def _network(patience: Patience) -> Iterator[None]:
         raise httpx2.LocalProtocolError("a header, perhaps the token, holds characters that cannot be sent") from None
 
 
-def _raise_refusal(response: http.client.HTTPResponse, url: str) -> None:
-    """Let huggingface_hub name what the Hub refuses; return if it is nothing final."""
-    if response.status in (408, 416, 425, 429):
-        return
-    body = response.read(_MAX_REFUSAL_BYTES)
+def _raise_refusal(status: int, headers: httpx2.Headers, body: bytes, url: str) -> NoReturn:
+    """Let huggingface_hub name what the Hub refuses."""
+    known = {name: value for name, value in headers.items() if name.startswith(("x-", "www-", "content-type"))}
     request = httpx2.Request("GET", url)
-    headers = [(n, v) for n, v in response.getheaders() if n.lower() not in ("content-encoding", "transfer-encoding")]
-    hf_raise_for_status(httpx2.Response(response.status, headers=headers, content=body, request=request))
+    hf_raise_for_status(httpx2.Response(status, headers=known, content=body, request=request))
+    raise AssertionError("only called for refusals")

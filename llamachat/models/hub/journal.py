@@ -79,7 +79,10 @@ class Journal:
         return replace(self, finished=frozenset(index for index in self.finished if index < n_first))
 
     def write(self, path: Path) -> None:
-        """Make this the journal of `path`, at once or not at all, and durable."""
+        """Make this the journal of `path`, at once or not at all.
+
+        After a power failure it may still be the one before, unless the directory is synced, too.
+        """
         place = journal_path(path)
         beside = place.with_name(f"{place.name}.new")
         runs = to_runs(self.finished)
@@ -101,7 +104,6 @@ class Journal:
         except OSError:
             beside.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
 
 
 def read_journal(path: Path, file: RemoteFile) -> Journal | None:

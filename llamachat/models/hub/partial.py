@@ -52,6 +52,7 @@ def drop_contents(file: RemoteFile, path: Path) -> None:
     if journal is None or not path.exists():
         return
     journal.only(1).write(path)
+    sync_directory(path.parent)
     with path.open("r+b") as data:
         data.truncate(RANGE_BYTES)
         data.truncate(file.size_bytes)
@@ -68,6 +69,7 @@ class Partial:
         self._is_saving = False
         self._saved = threading.Condition()
         journal.write(path)
+        sync_directory(path.parent)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             os.ftruncate(self._fd, journal.size_bytes)
@@ -131,6 +133,7 @@ class Partial:
         self._journal = replace(self._journal, etag=None, finished=frozenset())
         self._durable = frozenset()
         self._journal.write(self.path)
+        sync_directory(self.path.parent)
         os.ftruncate(self._fd, 0)
         os.ftruncate(self._fd, self.size_bytes)
 
