@@ -44,9 +44,16 @@ class Refusal:
         self._run = run
         self._home = home
 
-    def __call__(self, *arguments: object, says: str, next_step: str, text: str | None = None) -> None:
+    def __call__(
+        self, *arguments: object, says: str, next_step: str, text: str | None = None, starts_over: str | None = None
+    ) -> None:
         result = self._run(*arguments, text=text)
-        talk = [line for line in result.stderr.splitlines() if not line.startswith(("Downloading", "Quantizing"))]
+        progress = ("Downloading", "Quantizing", "  model-")
+        talk = [line for line in result.stderr.splitlines() if not line.startswith(progress)]
+        if starts_over:
+            notice = talk.pop(0)
+            assert notice.startswith(f"{starts_over}: ")
+            assert notice.endswith("; starting this file over")
         assert result.returncode == 1, result.stderr
         assert len(talk) == 2, result.stderr
         assert talk[0].startswith("Error: ")
@@ -133,13 +140,19 @@ def test_truncated_download(
 def test_damaged_download(refused: Refusal, hub: HubStandIn, checkpoint: Path) -> None:
     hub.add_repo(REPO, checkpoint)
     hub.faults["model-00001-of-00002.safetensors"] = Corrupt(5000)
-    refused("pull", REPO, says="model-00001-of-00002.safetensors: arrived damaged", next_step="again")
+    refused(
+        "pull",
+        REPO,
+        says="model-00001-of-00002.safetensors: arrived damaged",
+        next_step="again",
+        starts_over="model-00001-of-00002.safetensors",
+    )
 
 
 def test_damaged_small_file(refused: Refusal, hub: HubStandIn, checkpoint: Path) -> None:
     hub.add_repo(REPO, checkpoint)
     hub.faults["config.json"] = Corrupt(10)
-    refused("pull", REPO, says="config.json: arrived damaged", next_step="again")
+    refused("pull", REPO, says="config.json: arrived damaged", next_step="again", starts_over="config.json")
 
 
 def test_finished_files_are_not_fetched_again(
@@ -294,6 +307,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 def test_no_room_on_disk(small_disk: Path, run: RunCommand, hub: HubStandIn, checkpoint: Path) -> None:
     """Refused before the weights move, with the numbers."""
     hub.add_repo(REPO, checkpoint)
+    (small_disk / "something").write_bytes(bytes(250_000))
     Refusal(run, small_disk)("pull", REPO, says="Not enough room", next_step="LLAMACHAT_HOME")
     assert not any("safetensors" in request.path and "index" not in request.path for request in hub.requests)
 

@@ -48,6 +48,9 @@ class Notes(Silent):
     def __init__(self) -> None:
         self.texts: list[str] = []
 
+    def arrived(self, name: str, size_bytes: int) -> None:
+        """Say nothing."""
+
     def notice(self, text: str) -> None:
         """Remember it."""
         self.texts.append(text)

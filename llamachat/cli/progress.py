@@ -47,12 +47,13 @@ class _Bars:
 
     def file(self, name: str, done: int, total: int) -> None:
         self._show(f"file {name}", f"  {name}", done, total, is_bytes=True)
-        if done == total:
-            with self._lock:
-                task = self._tasks.pop(f"file {name}", None)
-            if task is not None:
-                self._bars.remove_task(task)
-                self._bars.console.print(f"  {name}: {size(total)}", markup=False, highlight=False)
+
+    def arrived(self, name: str, size_bytes: int) -> None:
+        with self._lock:
+            task = self._tasks.pop(f"file {name}", None)
+        if task is not None:
+            self._bars.remove_task(task)
+        self._bars.console.print(f"  {name}: {size(size_bytes)}", markup=False, highlight=False)
 
     def notice(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False)
@@ -87,8 +88,10 @@ class _PlainLines:
         out.note(f"{_TITLES[stage]}: {100 * done // max(total, 1)} %{left} {speed}".rstrip())
 
     def file(self, name: str, done: int, total: int) -> None:
-        if done == total:
-            out.note(f"  {name}: {size(total)}")
+        """In a pipe a file has its line when it is here."""
+
+    def arrived(self, name: str, size_bytes: int) -> None:
+        out.note(f"  {name}: {size(size_bytes)}")
 
     def notice(self, text: str) -> None:
         out.note(text)

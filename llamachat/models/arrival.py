@@ -82,6 +82,7 @@ class Arrival:
             for path, file in self._files.items():
                 if self._wait_for_turn(path):
                     download(self._repository, file, path, self._watch)
+                    self._watch.arrived(file.name)
                     with self._changed:
                         self._here.add(path)
                         self._changed.notify_all()

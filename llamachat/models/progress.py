@@ -14,5 +14,8 @@ class Progress(Protocol):
     def file(self, name: str, done: int, total: int) -> None:
         """How far the download of a file is, in bytes."""
 
+    def arrived(self, name: str, size_bytes: int) -> None:
+        """A file has been downloaded and verified."""
+
     def notice(self, text: str) -> None:
         """Something worth a line."""

@@ -27,6 +27,7 @@ def fetch(repository: Repository, files: Sequence[RemoteFile], directory: Path, 
         path = directory / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         download(repository, file, path, watch)
+        watch.arrived(file.name)
 
 
 def link_cached(repository: Repository, files: Sequence[RemoteFile], directory: Path) -> None:

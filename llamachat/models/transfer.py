@@ -18,7 +18,8 @@ class Transfer:
         self.cancelled = threading.Event()
         self._progress = progress
         self._lock = threading.Lock()
-        self._totals = {file.name: file.size_bytes for file in files}
+        self._sizes = {file.name: file.size_bytes for file in files}
+        self._totals = dict(self._sizes)
         self._done = {file.name: file.size_bytes - n_missing(file, directory / file.name) for file in files}
 
     def advance(self, file_name: str, n_bytes: int) -> None:
@@ -31,6 +32,11 @@ class Transfer:
             all_done, all_total = sum(self._done.values()), sum(self._totals.values())
         self._progress.file(file_name, done, total)
         self._progress("download", all_done, all_total)
+
+    def arrived(self, file_name: str) -> None:
+        """A file is here, and is what it should be."""
+        if file_name in self._totals:
+            self._progress.arrived(file_name, self._sizes[file_name])
 
     def restart(self, file_name: str, n_bytes: int) -> None:
         """See `Watch`: there is more to do than it seemed, so nothing has to go backwards."""
