@@ -8,8 +8,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ from pathlib import Path
 import pytest
 from conftest import RunCommand
 
+from llamachat.models import arrival
+from llamachat.models.hub import RemoteFile, Repository
+from llamachat.models.transfer import Transfer
 from support.checkpoints import LlamaShape, write_random_checkpoint
 from support.hub import Fault, HubStandIn, Piece
 from support.torch_files import turn_into_torch
@@ -206,6 +211,43 @@ def test_torch_checkpoints_come_whole_first(
     turn_into_torch(tmp_path / "torch")
     hub.add_repo("demo/torch", tmp_path / "torch")
     assert run("pull", "demo/torch", "--quant", "q8_0").returncode == 0
+
+
+def test_tensors_that_need_many_shards(tmp_path: Path, small_tokenizer: Path, hub: HubStandIn, run: RunCommand) -> None:
+    """The experts of a layer are one tensor, here of nearly all shards: far more than lie on the disk otherwise."""
+    shape = LlamaShape(600, 64, 96, 1, 4, 2, n_expert=12)
+    write_random_checkpoint(tmp_path / "experts", shape, n_shards=8, tokenizer=small_tokenizer)
+    hub.add_repo("demo/experts", tmp_path / "experts")
+    assert run("pull", "demo/experts", "--quant", "q8_0", timeout_s=30).returncode == 0
+
+
+def test_waiting_for_shards_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that wait for shards do not wake each other."""
+    is_released = threading.Event()
+    monkeypatch.setattr(arrival, "download", lambda *_: is_released.wait())
+    files = [RemoteFile(name, RANGE_BYTES, "", "0" * 64) for name in SHARDS]
+    watch = Transfer(files, tmp_path, _Silent())
+    supply = arrival.Arrival(Repository(REPO, "main", {}, None), files, tmp_path, watch, keep=False)
+    with ThreadPoolExecutor(2) as pool:
+        counts = list(pool.map(lambda name: _count_waits(supply, tmp_path / name), SHARDS[1:]))
+    is_released.set()
+    assert max(counts) < 20
+
+
+def _count_waits(supply: arrival.Arrival, path: Path) -> int:
+    end, n_waits = time.monotonic() + 0.5, 0
+    while time.monotonic() < end:
+        assert not supply.wait_for(path, 0.1)
+        n_waits += 1
+    return n_waits
+
+
+class _Silent:
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+    def file(self, name: str, done: int, total: int) -> None: ...
+
+    def notice(self, text: str) -> None: ...
 
 
 @pytest.fixture

@@ -28,10 +28,11 @@ class Arrival:
         """`keep` leaves the files where they are when they have been used."""
         self._repository, self._watch, self._keep = repository, watch, keep
         self._files = {directory / file.name: file for file in files}
+        self._places = {path: place for place, path in enumerate(self._files)}
         self._changed = threading.Condition()
         self._here = {path for path in self._files if is_complete(path)}
         self._used: set[Path] = set()
-        self._wanted: Path | None = None
+        self._last_wanted = -1  # the place of the last file that was waited for: all before it have to come first
         self._error: BaseException | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._fetch_all, name="download", daemon=True)
@@ -56,16 +57,15 @@ class Arrival:
     def wait_for(self, path: Path, timeout_s: float) -> bool:
         """See `quantize.Supply`; the first call starts the thread, which knows by then what was used before."""
         with self._changed:
+            if path not in self._here and self._thread.ident is None:
+                self._thread.start()
+            if self._places[path] > self._last_wanted:
+                self._last_wanted = self._places[path]
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._error or path in self._here, timeout_s)
             if self._error:
                 raise self._error
-            if path in self._here:
-                return True
-            self._wanted = path
-            self._changed.notify_all()
-            if self._thread.ident is None:
-                self._thread.start()
-            self._changed.wait(timeout_s)
-            return False
+            return path in self._here
 
     def release(self, path: Path) -> None:
         """See `quantize.Supply`."""
@@ -95,7 +95,7 @@ class Arrival:
         """Wait until there is room for a file; False if it is not needed, or nothing is any more."""
         with self._changed:
             while not (self._closed or path in self._used or path in self._here):
-                if self._keep or len(self._here) < _N_AT_ONCE or self._wanted == path:
+                if self._keep or len(self._here) < _N_AT_ONCE or self._places[path] <= self._last_wanted:
                     return True
                 self._changed.wait()
             return False
