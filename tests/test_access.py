@@ -147,6 +147,10 @@ def test_what_is_in_the_cache_is_used_in_place(
 ) -> None:
     """Nothing of it is fetched, copied, changed or deleted, and the result is that of a download."""
     before = contents(cached)
+    plan = pull(run, OPEN, "--dry-run")
+    assert (plan["download_bytes"], plan["temporary_bytes"]) == (0, 0)
+    assert plan["needed_bytes"] == plan["output_bytes"]
+    hub.requests.clear()
     result = pull(run, OPEN, "--keep-checkpoint")
     assert [request.file_name for request in hub.requests] == [None]
     staged = [path for path in (home / "staging").rglob("*") if path.is_file()]

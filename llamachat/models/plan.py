@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from llamachat.errors import NoRoom, Shortage
 from llamachat.models import store
 from llamachat.models.hub.download import RANGE_BYTES, n_missing
 from llamachat.models.hub.repository import RemoteFile
+from llamachat.models.leftovers import disk_usage
 from llamachat.paths import home_dir
 from quantize.checkpoint.shards import SAFETENSORS
 
@@ -42,11 +42,14 @@ class PullPlan:
 
 
 def make_plan(shards: list[RemoteFile], checkpoint: Path, output_bytes: int, staged: Path, *, keep: bool) -> PullPlan:
-    """Plan to make a model of `output_bytes` in `staged` from the weight files that are to come to `checkpoint`."""
-    n_temporary = _most_at_a_time([shard.size_bytes for shard in shards])
-    if keep or not all(shard.name.endswith(SAFETENSORS.suffix) for shard in shards):
-        n_temporary = sum(shard.size_bytes for shard in shards)
-    n_needed = max(0, output_bytes - _disk_usage(staged)) + max(0, n_temporary - _disk_usage(checkpoint))
+    """Plan to make a model of `output_bytes` in `staged` from the weight files that are to come to `checkpoint`.
+
+    Links to what lies elsewhere take no room.
+    """
+    sizes = [shard.size_bytes for shard in shards if not (checkpoint / shard.name).is_symlink()]
+    is_whole = keep or not all(shard.name.endswith(SAFETENSORS.suffix) for shard in shards)
+    n_temporary = sum(sizes) if is_whole else _most_at_a_time(sizes)
+    n_needed = max(0, output_bytes - disk_usage(staged)) + max(0, n_temporary - disk_usage(checkpoint))
     return PullPlan(
         directory=checkpoint.parent,
         download_bytes=sum(n_missing(shard, checkpoint / shard.name) for shard in shards),
@@ -70,16 +73,3 @@ def _most_at_a_time(sizes: list[int]) -> int:
         return sum(sizes)
     pair = max(map(sum, pairwise(sizes)))
     return pair + RANGE_BYTES * (len(sizes) - 2)
-
-
-def _disk_usage(directory: Path) -> int:
-    """Bytes that the files of a directory take on the disk; what is sparse takes less than its length."""
-    if not directory.is_dir():
-        return 0
-    with os.scandir(directory) as entries:
-        return sum(_blocks_bytes(entry) for entry in entries if entry.is_file(follow_symlinks=False))
-
-
-def _blocks_bytes(entry: os.DirEntry[str]) -> int:
-    stat = entry.stat(follow_symlinks=False)
-    return stat.st_blocks * 512 if hasattr(stat, "st_blocks") else stat.st_size
