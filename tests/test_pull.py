@@ -204,6 +204,26 @@ def test_another_quant_of_kept_shards_downloads_nothing(
     assert not any((home / "staging").iterdir())
 
 
+def test_kept_shards_are_whole_even_after_a_try_that_did_not_keep_them(
+    start: Callable[[], subprocess.Popen[str]], hub: HubStandIn, checkpoint: Path, home: Path, run: RunCommand
+) -> None:
+    hub.faults[SHARDS[2]] = SlowTail()
+    process = start()
+    _wait_until(lambda: any((home / "staging").glob(f"*/{SHARDS[0]}.journal")) and _is_used_up(home), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    hub.faults.clear()
+    assert run("pull", REPO, "--quant", "q8_0", "--keep-checkpoint").returncode == 0
+    (kept,) = (home / "staging").iterdir()
+    assert all((kept / name).read_bytes() == (checkpoint / name).read_bytes() for name in SHARDS)
+    assert not any(kept.glob("*.journal"))
+
+
+def _is_used_up(home: Path) -> bool:
+    """Whether the tensors of the first shard are done."""
+    return any(path.read_text().count("blk.") > 9 for path in (home / "staging").glob("*--q8_0.journal"))
+
+
 def test_torch_checkpoints_come_whole_first(
     tmp_path: Path, small_tokenizer: Path, hub: HubStandIn, run: RunCommand
 ) -> None:

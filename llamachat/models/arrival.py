@@ -68,7 +68,9 @@ class Arrival:
             return path in self._here
 
     def release(self, path: Path) -> None:
-        """See `quantize.Supply`."""
+        """See `quantize.Supply`. To be kept, a file has to come even if an earlier try has used it up."""
+        if self._keep and not is_complete(path):
+            return
         self._watch.skip(path.name)
         if not self._keep and not path.is_symlink():
             drop_contents(self._files[path], path)
