@@ -244,7 +244,7 @@ class AlreadyThere(LlamachatError):
 
 
 class NameTaken(LlamachatError):
-    """A stored model has the name and quant of one that is to be imported, and other content."""
+    """A stored model has the name and quant of one that is to be made, and is another one."""
 
     def __init__(self, label: str) -> None:
         super().__init__(

@@ -224,6 +224,20 @@ def _is_used_up(home: Path) -> bool:
     return any(path.read_text().count("blk.") > 9 for path in (home / "staging").glob("*--q8_0.journal"))
 
 
+def test_a_name_is_not_taken_from_another_model(
+    tmp_path: Path, small_tokenizer: Path, hub: HubStandIn, run: RunCommand
+) -> None:
+    write_random_checkpoint(tmp_path / "other", LlamaShape(600, 64, 96, 1, 4, 2), tokenizer=small_tokenizer)
+    hub.add_repo("demo/other", tmp_path / "other")
+    assert run("pull", "demo/other", "--quant", "q8_0", "--name", "mine").returncode == 0
+    for source in (REPO, f"{tmp_path / 'other'}/"):
+        refused = run("pull", source, "--quant", "q8_0", "--name", "mine")
+        assert refused.returncode == 1
+        assert "mine:q8_0 is here already, and it is another model." in refused.stderr
+    assert _n_weight_bytes_sent(hub) == 0
+    assert run("pull", "demo/other", "--quant", "q8_0", "--name", "mine").returncode == 0
+
+
 def test_torch_checkpoints_come_whole_first(
     tmp_path: Path, small_tokenizer: Path, hub: HubStandIn, run: RunCommand
 ) -> None:

@@ -20,8 +20,12 @@ from llamachat.models.transfer import Transfer
 
 
 def find_here(repository: Repository, target: Target) -> store.StoredModel | None:
-    """The stored model that `pull_gguf` would make; raises `ChooseQuant` where a quant has to be named."""
+    """The stored model that `pull_gguf` would make; raises `ChooseQuant` where a quant has to be named.
+
+    Raises `NameTaken` where that name is another model's.
+    """
     choice = choose(repository, target.wanted)
+    store.require_name(target.name, choice.quant, repository.repo)
     stored = store.find_stored(target.name, choice.quant)
     hashes = [file.sha256 for file in choice.files]
     if stored and stored.manifest and [file.sha256 for file in stored.manifest.contents] == hashes:

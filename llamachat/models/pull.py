@@ -97,6 +97,7 @@ def _pull_model(request: PullRequest, reference: Reference, progress: Progress, 
                 return _pull_from_hub(request, reference, target, progress, on_wait)
             case CheckpointDirectory(path):
                 started = time.monotonic()
+                store.require_name(target.name, target.file_type.name, None)
                 return _result(convert_directory(path, target, progress), started, was_here=False)
             case _:
                 raise AssertionError("refused by _choose")
@@ -225,4 +226,5 @@ def _find_offline(request: PullRequest, reference: NamedModel, target: Target) -
 def _find_here(repository: Repository, target: Target) -> store.StoredModel | None:
     if is_gguf_repository(repository.files):
         return find_here(repository, target)
+    store.require_name(target.name, target.file_type.name, repository.repo)
     return store.find_stored(target.name, target.file_type.name, repository.commit)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llamachat.errors import NameTaken
 from llamachat.models.locks import flat
 from llamachat.models.manifest import (
     MANIFEST_NAME,
@@ -107,6 +108,13 @@ def find_stored(name: str, quant: str | None, revision: str | None = None) -> St
         if model.name.lower() == name.lower() and quant in (None, model.quant) and same_revision:
             return model
     return None
+
+
+def require_name(name: str, quant: str, repo: str | None) -> None:
+    """Raise `NameTaken` if there is a model of that name and quant that comes from elsewhere than `repo`."""
+    stored = find_stored(name, quant)
+    if stored and stored.manifest and stored.manifest.repo != repo:
+        raise NameTaken(stored.label)
 
 
 def model_dir(name: str, quant: str) -> Path:
