@@ -18,6 +18,7 @@ from llamachat.errors import CannotRead, describe_os_error
 if TYPE_CHECKING:
     from llamachat.chat.session import Answer, Session
     from llamachat.cli.opening import OpenChat
+    from llamachat.engine.base import EngineOptions
 
 KvType = Literal["f16", "q8_0", "q4_0"]
 
@@ -65,25 +66,14 @@ def chat(
       llamachat chat llama-2-7b-chat --adapter ORG/REPO              (pulled before)
     """
     from llamachat.cli.opening import ChatOptions, open_chat
-    from llamachat.engine.base import EngineOptions, LoraAdapter
 
     question = _question(prompt, files or [])
     if as_json and question is None:
         raise typer.BadParameter("--json needs a question: give -p, or pipe one in.")
-    if (kv_type := kv_type.lower()) not in get_args(KvType):
-        raise typer.BadParameter("--kv-type is f16, q8_0 or q4_0.")
-    sampling = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repeat_penalty": repeat_penalty,
-        "seed": seed,
-    }
-    adapters = [LoraAdapter(*parse_adapter(text)) for text in adapter or ()]
-    layers = parse_gpu_layers(gpu_layers)
-    engine_options = EngineOptions(n_ctx, threads, layers, kv_type, adapters)  # type: ignore[arg-type]
-    options = ChatOptions(engine_options, sampling, system, template, max_tokens, tuple(stop or ()))
+    keys = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+    sampling = dict(zip(keys, (temperature, top_k, top_p, min_p, repeat_penalty, seed), strict=True))
+    engine = _engine_options(n_ctx, threads, gpu_layers, kv_type, adapter or [])
+    options = ChatOptions(engine, sampling, system, template, max_tokens, tuple(stop or ()))
     if plain:
         os.environ["TERM"] = "dumb"  # understood by all that draws here: no colour, nothing that moves
     with open_chat(model, options) as opened:
@@ -93,6 +83,17 @@ def chat(
             run_screen(opened, show_stats=stats, remember=not no_save)
         else:
             _answer_once(opened, question, stats=stats, as_json=as_json)
+
+
+def _engine_options(
+    n_ctx: int | None, threads: int | None, gpu_layers: str, kv_type: str, adapters: list[str]
+) -> EngineOptions:
+    from llamachat.engine.base import EngineOptions, LoraAdapter
+
+    if (kv_type := kv_type.lower()) not in get_args(KvType):
+        raise typer.BadParameter("--kv-type is f16, q8_0 or q4_0.")
+    parsed = [LoraAdapter(*parse_adapter(text)) for text in adapters]
+    return EngineOptions(n_ctx, threads, parse_gpu_layers(gpu_layers), kv_type, parsed)  # type: ignore[arg-type]
 
 
 def _question(prompt: str | None, files: list[Path]) -> str | None:
