@@ -215,7 +215,7 @@ def test_show_tells_everything(run: RunCommand, demo_model: Path) -> None:
     text = run("show", "someone/tiny").stdout
     assert "3 KV heads serve 9 heads, so the KV cache takes\n  33% of what full heads would take" in text
     assert "8,192\t189 MB\t100 MB\t53.1 MB\t566 MB" in text
-    assert "style.gguf (1.23 kB)" in text
+    assert "  style (1.23 kB)" in text
 
 
 def test_a_linked_model_goes_without_what_it_links_to(run: RunCommand, demo_model: Path) -> None:

@@ -459,6 +459,7 @@ def _init_backend() -> None:
 
 @contextmanager
 def _collected_log() -> Iterator[deque[str]]:
+    llama_cpp.llama_log_set(_on_log, None)  # who else uses the library in this process may have set another
     _log.clear()
     yield _log
 
