@@ -1,9 +1,14 @@
-"""Mistral's own tokenizers, which mistral-common ships: ids equal sentencepiece's (`oracle` extra)."""
+"""Mistral's own tokenizers, from a wheel of mistral-common: ids equal sentencepiece's.
+
+The wheel is read, not installed: gguf imports that package where it finds it, and much else with it.
+MISTRAL_COMMON_WHEELS names the directory it was downloaded to (`pip download --no-deps -d DIRECTORY mistral-common`).
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import random
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,17 +17,25 @@ from test_vocab import TEXTS
 
 from support.vocab import convert_vocab, open_vocab, tokenize
 
-_SPEC = importlib.util.find_spec("mistral_common")
-_DATA = Path(_SPEC.submodule_search_locations[0]) / "data" if _SPEC and _SPEC.submodule_search_locations else None
-MODELS = sorted(_DATA.glob("*.model.v*")) if _DATA else []
+_WHEELS = sorted(Path(os.environ.get("MISTRAL_COMMON_WHEELS", "nowhere")).glob("mistral_common-*.whl"))
+
+
+def _names(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return [name for name in archive.namelist() if ".model.v" in name.rpartition("/")[2]]
+
+
+MODELS = [(wheel, name) for wheel in _WHEELS for name in _names(wheel)]
 _LETTERS = " \n\t'asdfeiou019.,!?<|▁[]INST/\u00a0\u3000\u200d\u0301éß中文字あいу한م🙂🏽"
 
 
-@pytest.mark.skipif(not MODELS, reason="mistral-common is not installed")
-@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
-def test_ids_equal_sentencepieces(path: Path, tmp_path: Path) -> None:
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    (tmp_path / "tokenizer.model").write_bytes(path.read_bytes())
+@pytest.mark.skipif(not MODELS, reason="MISTRAL_COMMON_WHEELS names no directory with the wheel")
+@pytest.mark.parametrize(("wheel", "name"), MODELS, ids=str)
+def test_ids_equal_sentencepieces(wheel: Path, name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        proto = archive.read(name)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
+    (tmp_path / "tokenizer.model").write_bytes(proto)
     rng = random.Random(3)
     texts = [*TEXTS, *("".join(rng.choices(_LETTERS, k=rng.randint(1, 40))) for _ in range(2000))]
     control = {processor.id_to_piece(i) for i in range(processor.vocab_size()) if processor.is_control(i)}
