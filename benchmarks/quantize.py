@@ -2,9 +2,10 @@
 
 The peer is `convert_hf_to_gguf.py` followed by `llama_model_quantize` (what the llama-quantize tool calls); it runs
 only with --llama-cpp, the unpacked source package of llama-cpp-python, and needs torch and transformers. Each side
-runs in a process of its own, so that peak resident memory is its own too.
+runs in a process of its own, so that peak resident memory is its own too. The sides take turns; the ratio is that of
+the fastest run of each, the one that other work and a cold page cache disturbed least, and all times are shown.
 
-    python benchmarks/quantize.py CHECKPOINT [--quants q4_k_m q8_0 q4_0 f16] [--llama-cpp DIR]
+    python benchmarks/quantize.py CHECKPOINT [--quants q4_k_m q8_0 q4_0 f16] [--rounds 3] [--llama-cpp DIR]
 """
 
 from __future__ import annotations
@@ -72,20 +73,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--quants", nargs="+", default=["q4_k_m", "q8_0", "q4_0", "f16"])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--llama-cpp", type=Path, help="unpacked source package of llama-cpp-python")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.checkpoint.parent) as directory:
-        out = Path(directory) / "out.gguf"
         for quant in arguments.quants:
-            elapsed, peak_mb = _child("ours", arguments.checkpoint, quant, out)
-            files = [path.name for path in Path(directory).iterdir()]
-            row = f"{quant:<8} one pass {elapsed:6.1f} s  peak {peak_mb:4d} MB  files written: {', '.join(files)}"
+            print(_row(arguments.checkpoint, quant, Path(directory), arguments.llama_cpp, arguments.rounds), flush=True)
+
+
+def _row(checkpoint: Path, quant: str, directory: Path, llama_cpp_dir: Path | None, n_rounds: int) -> str:
+    out = directory / "out.gguf"
+    times: list[float] = []
+    peer_times: list[float] = []
+    for _ in range(n_rounds):
+        elapsed, peak_mb = _child("ours", checkpoint, quant, out)
+        files = ", ".join(path.name for path in directory.iterdir())
+        times.append(elapsed)
+        out.unlink()
+        if llama_cpp_dir:
+            peer_times.append(_peer(checkpoint, quant, out, llama_cpp_dir))
             out.unlink()
-            if arguments.llama_cpp:
-                theirs = _peer(arguments.checkpoint, quant, out, arguments.llama_cpp)
-                row += f"   two steps {theirs:6.1f} s   ratio {elapsed / theirs:.2f}"
-                out.unlink()
-            print(row, flush=True)
+    row = f"{quant:<8} one pass {_seconds(times)}  peak {peak_mb:4d} MB  files written: {files}"
+    if peer_times:
+        row += f"   two steps {_seconds(peer_times)}   ratio {min(times) / min(peer_times):.2f}"
+    return row
+
+
+def _seconds(times: list[float]) -> str:
+    return f"{min(times):5.1f} s ({' '.join(f'{elapsed:.1f}' for elapsed in times)})"
 
 
 if __name__ == "__main__":

@@ -46,13 +46,15 @@ def _quantize_chunk(blocks: npt.NDArray[np.float32], encoded: npt.NDArray[np.uin
     n = len(blocks)
     floats, halves = scratch.floats[:n], scratch.halves[:n]
     np.abs(blocks, out=floats)
-    scales = np.maximum.reduceat(floats.reshape(-1), scratch.starts[:n]) / _MAX_QUANT
+    # Of numbers that are not negative the largest has the largest bits, and integers are compared without care for NaN.
+    largest = np.maximum.reduceat(floats.reshape(-1).view(np.int32), scratch.starts[:n])
+    scales = largest.view(np.float32) / _MAX_QUANT
     with np.errstate(divide="ignore", over="ignore"):  # found right below, or refused by who reads the scales
         inverse = np.where(scales == 0, np.float32(0), np.float32(1) / scales)
         stored_scales = scales.astype(np.float16)
     if not np.isfinite(inverse).all():
         return False
-    np.multiply(blocks, inverse[:, None], out=floats)
+    np.multiply(blocks, np.repeat(inverse, _BLOCK_SIZE).reshape(n, _BLOCK_SIZE), out=floats)
     np.bitwise_and(floats.view(np.uint32), _SIGN, out=halves)
     np.bitwise_or(halves, _NEARLY_HALF, out=halves)
     np.add(floats, halves.view(np.float32), out=floats)
