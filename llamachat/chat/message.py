@@ -6,8 +6,8 @@ may still be waiting for one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from llamachat.errors import BadConversation
@@ -21,6 +21,10 @@ class Message:
 
     role: Role
     content: str
+    is_pinned: bool = False
+    """Of a user message: it and its answer stay in the context window, however full that gets."""
+    key: int | None = field(default=None, compare=False)
+    """Where the history keeps it."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,18 @@ class Conversation:
         """Whether the last word is the user's."""
         return len(self.messages) % 2 == 1
 
-    def with_message(self, role: Role, content: str) -> Conversation:
+    @property
+    def turns(self) -> list[tuple[Message, ...]]:
+        """User messages, each with its answer; the last one may still wait for it."""
+        return [self.messages[i : i + 2] for i in range(0, len(self.messages), 2)]
+
+    def with_message(self, role: Role, content: str, key: int | None = None) -> Conversation:
         """A copy with one more message."""
-        return Conversation(self.system, (*self.messages, Message(role, content)))
+        return replace(self, messages=(*self.messages, Message(role, content, key=key)))
+
+    def with_turns(self, turns: Iterable[tuple[Message, ...]]) -> Conversation:
+        """A copy with these turns instead."""
+        return replace(self, messages=tuple(message for turn in turns for message in turn))
 
     def all_messages(self) -> list[dict[str, str]]:
         """The messages with the system prompt first, in the form chat templates and JSON files have."""
