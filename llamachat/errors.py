@@ -350,15 +350,39 @@ class BadConversation(LlamachatError):
 
 
 class PromptTooLong(LlamachatError):
-    """A prompt that does not fit the context window."""
+    """A prompt that does not fit the context window, with nothing left that could be left out of it."""
 
-    def __init__(self, n_prompt: int, n_ctx: int) -> None:
+    def __init__(self, n_prompt: int, n_ctx: int, n_reserved: int = 1) -> None:
         super().__init__(
-            f"The prompt has {n_prompt:,} tokens, but the context window holds {n_ctx:,} and needs room for an answer.",
-            "Shorten it, start over with /clear, or give a larger window with --ctx.",
+            f"The prompt has {n_prompt:,} tokens. The context window holds {n_ctx:,}, "
+            f"of which {n_reserved:,} {'is' if n_reserved == 1 else 'are'} kept for the answer.",
+            f"Shorten it, or give a window of at least {n_prompt + n_reserved:,} tokens with --ctx.",
         )
         self.n_prompt = n_prompt
         self.n_ctx = n_ctx
+        self.n_reserved = n_reserved
+
+
+class WindowFull(LlamachatError):
+    """The conversation has filled the context window, and nothing is to be left out of it."""
+
+    def __init__(self, n_prompt: int, n_ctx: int, n_reserved: int) -> None:
+        super().__init__(
+            f"The conversation has {n_prompt:,} tokens now. The context window holds {n_ctx:,}, "
+            f"of which {n_reserved:,} are kept for the answer.",
+            "Take turns back with /undo, start over with /clear, give a larger window with --ctx, "
+            "or let the oldest turns go with --overflow drop.",
+        )
+
+
+class WindowTooLong(LlamachatError):
+    """A context window that is longer than what the model was trained for."""
+
+    def __init__(self, n_ctx: int, n_ctx_train: int) -> None:
+        super().__init__(
+            f"The model was trained for {n_ctx_train:,} tokens; in a window of {n_ctx:,} it would lose its way.",
+            f"Give --ctx {n_ctx_train} or less, or --rope-scaling yarn, with which answers get somewhat worse.",
+        )
 
 
 class EngineFailed(LlamachatError):

@@ -31,7 +31,7 @@ from llamachat.engine.base import (
 )
 from llamachat.engine.llamacpp import LlamaEngine, open_tokenizer
 from llamachat.engine.sampling import SamplerStep, SamplingParams, recommended, sampler_chain
-from llamachat.errors import EngineFailed, NotAModelFile, PromptTooLong
+from llamachat.errors import EngineFailed, NotAModelFile, PromptTooLong, WindowTooLong
 from quantize import convert, find_file_type
 from support.checkpoints import LlamaShape, write_random_checkpoint
 
@@ -256,7 +256,7 @@ def test_cancel_during_a_long_prefill(open_demo: Callable[[int], LlamaEngine]) -
 
 
 def test_what_a_cancelled_prefill_did_is_not_done_again(tiny_gguf: Path) -> None:
-    engine = LlamaEngine(tiny_gguf, EngineOptions(n_ctx=4096, n_threads=1))
+    engine = LlamaEngine(tiny_gguf, EngineOptions(n_ctx=4096, n_threads=1, rope_scaling="linear"))
     try:
         prompt = engine.tokenizer.tokenize("Every question has a shape. " * 180)
         at_once = generate(engine, prompt, max_tokens=8, ignore_eog=True)
@@ -618,3 +618,13 @@ def test_threads_where_the_system_tells_nothing(
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert hardware.default_threads() == 1
+
+
+def test_a_window_longer_than_the_model_was_trained_for(tiny_gguf: Path) -> None:
+    with pytest.raises(WindowTooLong, match="trained for 256 tokens"):
+        LlamaEngine(tiny_gguf, EngineOptions(n_ctx=1024))
+    engine = LlamaEngine(tiny_gguf, EngineOptions(n_ctx=1024, rope_scaling="yarn"))
+    try:
+        assert engine.info.n_ctx == 1024
+    finally:
+        engine.close()

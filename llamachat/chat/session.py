@@ -1,21 +1,42 @@
 """A live conversation over an engine.
 
 Messages are the truth; the engine's KV cache only saves time. A turn that fails leaves the conversation as it
-was; a turn that is interrupted keeps what was answered, so there are never two user messages in a row.
+was; a turn that is interrupted keeps what was answered, so there are never two user messages in a row. When the
+context window is full, the oldest turns are left out of the prompt and stay in the conversation.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
-from llamachat.chat.message import Conversation
+from llamachat.chat.message import Conversation, Message
 from llamachat.chat.prompt import Prompt
 from llamachat.chat.templates import PromptTemplate
 from llamachat.chat.text import TextDecoder
+from llamachat.chat.window import Fit, fit, make_window
 from llamachat.engine.base import End, Engine, FinishReason, GenerationRequest, GenerationStats, Prefill, Token
 from llamachat.engine.sampling import SamplingParams
+from llamachat.errors import BadConversation, WindowFull
+
+Overflow = Literal["drop", "stop"]
+
+_N_SEEDS = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The window is full: what the prompt does without from now on, in turns and tokens, and what it has then."""
+
+    n_turns: int
+    n_tokens: int
+    n_prompt: int
+    n_ctx: int
+    is_shifted: bool
+    """Whether the rest stays in the KV cache. Otherwise it is evaluated again, which takes time."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,41 @@ class Answer:
     stats: GenerationStats
 
 
-SessionEvent = Prefill | TextPiece | Answer
+SessionEvent = LeftOut | Prefill | TextPiece | Answer
+
+
+class Record(Protocol):
+    """Who keeps what is said, as it is said."""
+
+    def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:
+        """Keep what `asked` has that is not kept yet, and a place for its answer; return it with the keys."""
+
+    def write(self, content: str) -> None:
+        """The answer has come so far. Called often; how often to act on it is the record's business."""
+
+    def finish(self, answer: Answer) -> int | None:
+        """Keep the whole answer; return its key."""
+
+    def give_up(self, content: str) -> None:
+        """The answer failed, or never began: the conversation stays as it was before. Keep what there was of it."""
+
+
+class NoRecord:
+    """Keeps nothing."""
+
+    def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:  # noqa: ARG002
+        """See `Record`."""
+        return asked
+
+    def write(self, content: str) -> None:
+        """See `Record`."""
+
+    def finish(self, answer: Answer) -> int | None:  # noqa: ARG002
+        """See `Record`."""
+        return None
+
+    def give_up(self, content: str) -> None:
+        """See `Record`."""
 
 
 class Session:
@@ -49,53 +104,149 @@ class Session:
         system: str | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        overflow: Overflow = "drop",
+        record: Record | None = None,
     ) -> None:
         """`max_tokens` limits each answer; `stop` adds to the template's own stop strings."""
         self.engine = engine
         self.template = template
         self.sampling = sampling
         self.conversation = Conversation(system)
-        self._max_tokens = max_tokens
+        self.left_out: frozenset[int] = frozenset()
+        """The places of the turns that the context window has no room for."""
+        self.max_tokens = max_tokens
+        self.overflow = overflow
+        self.record: Record = record or NoRecord()
         self._stop = (*template.stop, *stop)
 
     def start_over(self, system: str | None) -> None:
         """Forget all turns and set the system prompt."""
-        self.conversation = Conversation(system)
+        self.go_on_from(Conversation(system))
+
+    def go_on_from(self, conversation: Conversation) -> None:
+        """Take another conversation's place, or an earlier state of this one."""
+        self.conversation = conversation
+        self.left_out = frozenset()
+
+    def undo(self, n_turns: int = 1) -> list[tuple[Message, ...]]:
+        """Take the last turns back, as far as there are any; return them."""
+        turns = self.conversation.turns
+        kept = max(0, len(turns) - n_turns)
+        self.go_on_from(self.conversation.with_turns(turns[:kept]))
+        return turns[kept:]
+
+    def pin(self, i_turn: int, *, is_pinned: bool) -> None:
+        """Keep a turn in the window however full that gets, or no longer."""
+        turns = self.conversation.turns
+        question, *answer = turns[i_turn]
+        turns[i_turn] = (replace(question, is_pinned=is_pinned), *answer)
+        self.conversation = self.conversation.with_turns(turns)
+        self.left_out -= {i_turn}
 
     def prompt_for(self, text: str) -> Prompt:
         """What the model would see if the user said `text` now."""
-        return self.template.render(self.conversation.with_message("user", text), self.engine.tokenizer)
+        return self._fit(self.conversation.with_message("user", text)).prompt
 
     def send(self, text: str, cancel: threading.Event) -> Iterator[SessionEvent]:
         """Say `text` and stream the answer; setting `cancel` ends it early.
 
-        Raises `PromptTooLong` before anything is evaluated. The conversation grows only when there is an answer.
+        Raises `PromptTooLong` or `WindowFull` before anything is evaluated. The conversation grows only when there is
+        an answer.
         """
-        asked = self.conversation.with_message("user", text)
-        prompt = self.template.render(asked, self.engine.tokenizer)
-        request = GenerationRequest(prompt.ids, self.sampling, self._max_tokens)
-        decoder = TextDecoder(self._stop, strip_space=self.engine.tokenizer.adds_space_prefix)
+        return self._answer(self.conversation.with_message("user", text), cancel, self.sampling)
+
+    def retry(self, cancel: threading.Event, sampling: SamplingParams | None = None) -> Iterator[SessionEvent]:
+        """Ask the last question again, perhaps with other sampling; the new answer takes the old one's place."""
+        question = self._last_turn()[0]
+        asked = self._without_last().with_message("user", question.content, question.key)
+        return self._answer(asked, cancel, sampling or self.sampling)
+
+    def edit(self, text: str, cancel: threading.Event) -> Iterator[SessionEvent]:
+        """Ask something else in place of the last question."""
+        self._last_turn()
+        return self._answer(self._without_last().with_message("user", text), cancel, self.sampling)
+
+    def go_on(self, cancel: threading.Event) -> Iterator[SessionEvent]:
+        """Continue the last answer where it ended; the `Answer` holds all of it."""
+        self._last_turn()
+        return self._answer(self.conversation, cancel, self.sampling)
+
+    def _last_turn(self) -> tuple[Message, ...]:
+        if not self.conversation.messages:
+            raise BadConversation("Nothing has been said yet.", "Ask something first.")
+        return self.conversation.turns[-1]
+
+    def _without_last(self) -> Conversation:
+        return self.conversation.with_turns(self.conversation.turns[:-1])
+
+    def _fit(self, asked: Conversation) -> Fit:
+        engine = self.engine
+        return fit(
+            asked,
+            make_window(engine.info.n_ctx, self.max_tokens),
+            lambda conversation: self.template.render(conversation, engine.tokenizer),
+            self.left_out & frozenset(range(len(asked.turns) - 1)),
+            can_shift=engine.can_shift,
+        )
+
+    def _answer(self, asked: Conversation, cancel: threading.Event, sampling: SamplingParams) -> Iterator[SessionEvent]:
+        fitted = self._fit(asked)
+        n_prompt, n_ctx = len(fitted.prompt.ids), self.engine.info.n_ctx
+        if fitted.n_turns and self.overflow == "stop":
+            n_reserved = make_window(n_ctx, self.max_tokens).n_reserved
+            raise WindowFull(n_prompt + fitted.n_tokens, n_ctx, n_reserved)
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbelow(_N_SEEDS))  # to be kept with the answer
+        if fitted.n_turns:
+            yield LeftOut(fitted.n_turns, fitted.n_tokens, n_prompt, n_ctx, fitted.cut is not None)
+        asked = self.record.begin(asked, sampling)
+        request = GenerationRequest(fitted.prompt.ids, sampling, self.max_tokens, cut=fitted.cut)
+        if (yield from self._generate(asked, request, cancel)):
+            self.left_out = fitted.left_out
+
+    def _generate(
+        self, asked: Conversation, request: GenerationRequest, cancel: threading.Event
+    ) -> Generator[SessionEvent, None, bool]:
+        """Stream an answer; return whether there is one."""
+        begun = "" if asked.awaits_answer else asked.messages[-1].content
+        strip_space = self.engine.tokenizer.adds_space_prefix and not begun
+        decoder = TextDecoder(self._stop, strip_space=strip_space)
         halt = _AnyOf(cancel)
-        pieces: list[str] = []
-        for event in self.engine.generate(request, halt):
-            match event:
-                case Prefill():
-                    yield event
-                case Token(_, piece):
-                    if decoded := decoder.feed(piece):
-                        pieces.append(decoded)
-                        yield TextPiece(decoded)
-                    if decoder.stopped:
-                        halt.set()
-                case End(finish_reason, stats):
-                    if rest := decoder.finish():
-                        pieces.append(rest)
-                        yield TextPiece(rest)
-                    reason: FinishReason = "stop" if decoder.stopped else finish_reason
-                    content = "".join(pieces)
-                    if content or reason != "interrupted":
-                        self.conversation = asked.with_message("assistant", content)
-                    yield Answer(content, reason, stats)
+        content = begun
+        finished = False
+        try:
+            for event in self.engine.generate(request, halt):
+                match event:
+                    case Prefill():
+                        yield event
+                    case Token(_, piece):
+                        if decoded := decoder.feed(piece):
+                            content += decoded
+                            self.record.write(content)
+                            yield TextPiece(decoded)
+                        if decoder.stopped:
+                            halt.set()
+                    case End(finish_reason, stats):
+                        if rest := decoder.finish():
+                            content += rest
+                            yield TextPiece(rest)
+                        reason: FinishReason = "stop" if decoder.stopped else finish_reason
+                        answer = Answer(content, reason, stats)
+                        finished = self._finish(asked, answer)
+                        yield answer
+        finally:
+            if not finished:
+                self.record.give_up(content)
+        return finished
+
+    def _finish(self, asked: Conversation, answer: Answer) -> bool:
+        """Let the conversation grow; False if there was no answer to let it grow by."""
+        if not answer.content and answer.finish_reason == "interrupted":
+            return False
+        key = self.record.finish(answer)
+        question = asked if asked.awaits_answer else replace(asked, messages=asked.messages[:-1])
+        self.conversation = question.with_message("assistant", answer.content, key)
+        return True
 
 
 class _AnyOf(threading.Event):

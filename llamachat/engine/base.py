@@ -18,6 +18,7 @@ DEFAULT_N_CTX = 8192
 """The context window where nothing else is asked for, in tokens; a smaller one if the model was trained for that."""
 
 FinishReason = Literal["stop", "length", "interrupted"]
+RopeScaling = Literal["linear", "yarn"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ class EngineOptions:
     n_gpu_layers: int | Literal["auto"] = "auto"
     kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
     adapters: Sequence[LoraAdapter] = ()
+    rope_scaling: RopeScaling | None = None
+    """How positions are stretched for a window longer than the model was trained for; without it that is refused."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Token ids [start, stop) of what came before are not in the prompt; what followed them has moved up."""
+
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class GenerationRequest:
     """None: until the model stops or the context window is full."""
     ignore_eog: bool = False
     """Go on past end-of-generation tokens; for measuring."""
+    cut: Cut | None = None
+    """What to take out of the KV cache, so that what followed it there need not be evaluated again."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,10 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary."""
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether a run of ids can be taken out of the middle of the KV cache."""
 
     def generate(self, request: GenerationRequest, cancel: threading.Event) -> Iterator[Event]:
         """Evaluate the prompt and generate. Setting `cancel` ends the stream soon with "interrupted".

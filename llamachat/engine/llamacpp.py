@@ -27,6 +27,7 @@ from llama_cpp import _ggml
 
 from llamachat.engine.base import (
     DEFAULT_N_CTX,
+    Cut,
     End,
     EngineInfo,
     EngineOptions,
@@ -39,13 +40,17 @@ from llamachat.engine.base import (
 )
 from llamachat.engine.hardware import default_threads
 from llamachat.engine.sampling import SamplerStep, sampler_chain
-from llamachat.errors import EngineFailed, NotAModelFile, PromptTooLong, UnusableAdapter
+from llamachat.errors import EngineFailed, NotAModelFile, PromptTooLong, UnusableAdapter, WindowTooLong
 
 _N_BATCH = 512
 _ALL_LAYERS = -1
 _ABORTED = 2
 _SPM = 1  # LLAMA_VOCAB_TYPE_SPM
 
+_ROPE_SCALING = {
+    "linear": llama_cpp.LLAMA_ROPE_SCALING_TYPE_LINEAR,
+    "yarn": llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
+}
 _KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
 
 
@@ -163,7 +168,8 @@ class LlamaEngine:
     def __init__(self, path: Path, options: EngineOptions | None = None, cancel: threading.Event | None = None) -> None:
         """Load the GGUF file at `path`, and the adapters.
 
-        Raises `NotAModelFile`, `UnusableAdapter` or `EngineFailed`; the first also soon after `cancel` is set.
+        Raises `NotAModelFile`, `UnusableAdapter`, `WindowTooLong` or `EngineFailed`; the first also soon after `cancel`
+        is set.
         """
         options = options or EngineOptions()
         started = time.monotonic()
@@ -173,11 +179,12 @@ class LlamaEngine:
             # Before the context, which makes room for what they add to the graph. They are the model's from then on.
             adapters = [_load_adapter(self._model, adapter.path) for adapter in options.adapters]
             self._context, n_threads = self._open_context(options)
-        except (EngineFailed, UnusableAdapter):
+        except (EngineFailed, UnusableAdapter, WindowTooLong):
             llama_cpp.llama_model_free(self._model)
             raise
         self._apply(adapters, [adapter.scale for adapter in options.adapters])
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self.can_shift = bool(llama_cpp.llama_memory_can_shift(self._memory))
         self.tokenizer = LlamaTokenizer(self._model)
         self.info = EngineInfo(
             n_params=llama_cpp.llama_model_n_params(self._model),
@@ -199,6 +206,12 @@ class LlamaEngine:
         params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
         params.type_k = params.type_v = _KV_TYPES[options.kv_type]
         params.no_perf = True
+        if n_ctx_train and params.n_ctx > n_ctx_train:
+            if options.rope_scaling is None:
+                raise WindowTooLong(params.n_ctx, n_ctx_train)
+            params.rope_scaling_type = _ROPE_SCALING[options.rope_scaling]
+            params.rope_freq_scale = n_ctx_train / params.n_ctx
+            params.yarn_orig_ctx = n_ctx_train
         with _collected_log() as log:
             context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
@@ -219,6 +232,8 @@ class LlamaEngine:
         if len(prompt) >= n_ctx:
             raise PromptTooLong(len(prompt), n_ctx)
         started = time.monotonic()
+        if request.cut:
+            self._take_out(request.cut, prompt)
         n_reused = self._keep_common_prefix(prompt)
         for n_done in self._prefill(prompt, cancel):
             yield Prefill(n_done - n_reused, len(prompt) - n_reused)
@@ -239,13 +254,21 @@ class LlamaEngine:
         )
         yield End(finish_reason, stats)
 
+    def _take_out(self, cut: Cut, prompt: Sequence[int]) -> None:
+        """Remove a run of ids from the KV cache and move up what follows; its keys are rotated to their new places.
+
+        Only if the cache then has more of the prompt than now: it may hold something else than the caller believes.
+        """
+        rest = self._ids[: cut.start] + self._ids[cut.stop :]
+        if _n_common(rest, prompt) <= _n_common(self._ids, prompt):
+            return
+        if llama_cpp.llama_memory_seq_rm(self._memory, 0, cut.start, cut.stop):
+            llama_cpp.llama_memory_seq_add(self._memory, 0, cut.stop, -1, cut.start - cut.stop)
+            self._ids = rest
+
     def _keep_common_prefix(self, prompt: Sequence[int]) -> int:
         """Drop from the KV cache what the prompt does not start with; return how much of the prompt is there."""
-        n_common = 0
-        for cached, wanted in zip(self._ids, prompt[:-1], strict=False):  # the last token is needed for its logits
-            if cached != wanted:
-                break
-            n_common += 1
+        n_common = _n_common(self._ids, prompt[:-1])  # the last token is needed for its logits
         if n_common < len(self._ids):
             if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_common, -1):
                 llama_cpp.llama_memory_clear(self._memory, True)  # a memory that cannot be cut, such as a recurrent one
@@ -306,6 +329,12 @@ class LlamaEngine:
             llama_cpp.llama_free(self._context)
             llama_cpp.llama_model_free(self._model)  # and its adapters
             self._model = None
+
+
+def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two lists have in common at their beginning."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 @contextmanager

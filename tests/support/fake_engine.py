@@ -63,6 +63,7 @@ class FakeEngine:
         self.answers = deque(answers)
         self.requests: list[GenerationRequest] = []
         self.n_ended = 0
+        self.can_shift = False
         self.tokenizer = tokenizer or FakeTokenizer()
         self.info = EngineInfo(
             n_params=0,

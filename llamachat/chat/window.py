@@ -1,0 +1,113 @@
+"""Which turns fit the context window: a pure function over a conversation.
+
+The oldest turns go first, whole: a user message with its answer. The system prompt, pinned turns and the open turn
+stay. If that is not enough the prompt is refused; nothing is ever cut.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llamachat.chat.message import Conversation
+from llamachat.chat.prompt import Prompt
+from llamachat.engine.base import Cut
+from llamachat.errors import PromptTooLong
+
+Render = Callable[[Conversation], Prompt]
+
+_ANSWER_TOKENS = 512
+_ANSWER_SHARE = 8
+_FILLED_AGAIN = 0.75
+
+
+@dataclass(frozen=True)
+class Window:
+    """How many tokens there are, and how many of them are kept for the answer."""
+
+    n_ctx: int
+    n_reserved: int
+
+    @property
+    def n_prompt_max(self) -> int:
+        """The longest prompt, in tokens."""
+        return self.n_ctx - self.n_reserved
+
+
+def make_window(n_ctx: int, max_tokens: int | None) -> Window:
+    """Room for an answer: 512 tokens, or fewer if no answer gets as long or the window is small."""
+    return Window(n_ctx, min(max_tokens or _ANSWER_TOKENS, _ANSWER_TOKENS, n_ctx // _ANSWER_SHARE))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A prompt that fits, and what it leaves out."""
+
+    prompt: Prompt
+    left_out: frozenset[int]
+    """The places of the turns that are not in it, in the conversation."""
+    n_turns: int = 0
+    """How many turns are left out that were not before; and how many tokens that saved."""
+    n_tokens: int = 0
+    cut: Cut | None = None
+    """Set if all that changed before the open turn is that a run of ids is gone."""
+
+
+def fit(
+    conversation: Conversation, window: Window, render: Render, left_out: frozenset[int], *, can_shift: bool
+) -> Fit:
+    """Leave out as many turns, besides those of `left_out`, as it takes for the prompt to fit.
+
+    Where the ids that remain are the ones of a fresh rendering, and the KV cache `can_shift`, no more than needed go.
+    Otherwise the remaining prompt has to be evaluated again; so that this happens rarely, the prompt is then brought
+    down to three quarters of the window. Raises `PromptTooLong` with what cannot be left out.
+    """
+    full = render(_without(conversation, left_out))
+    if len(full.ids) <= window.n_prompt_max:
+        return Fit(full, left_out)
+    candidates = _Candidates(conversation, left_out, render)
+    n_least = candidates.fewest(window.n_prompt_max)
+    prompt = candidates.prompt(n_least)
+    if len(prompt.ids) > window.n_prompt_max:
+        raise PromptTooLong(len(prompt.ids), window.n_ctx, window.n_reserved)
+    cut = _find_cut(full.ids, prompt.ids) if can_shift else None
+    if cut is None:
+        n_least = candidates.fewest(int(window.n_ctx * _FILLED_AGAIN))
+        prompt = candidates.prompt(n_least)
+    gone = candidates.first(n_least)
+    return Fit(prompt, left_out | gone, len(gone), len(full.ids) - len(prompt.ids), cut)
+
+
+class _Candidates:
+    """The prompts that are left when the first n of the turns that may go are gone."""
+
+    def __init__(self, conversation: Conversation, left_out: frozenset[int], render: Render) -> None:
+        self._conversation, self._left_out, self._render = conversation, left_out, render
+        closed = conversation.turns[:-1]
+        self._may_go = [i for i, turn in enumerate(closed) if i not in left_out and not turn[0].is_pinned]
+        self._known: dict[int, Prompt] = {}
+
+    def fewest(self, n_max: int) -> int:
+        """The smallest n with a prompt of at most `n_max` tokens; all of them if there is none."""
+        n_turns = range(len(self._may_go))
+        return bisect_left(n_turns, -n_max, key=lambda n: -len(self.prompt(n).ids))
+
+    def prompt(self, n: int) -> Prompt:
+        if n not in self._known:
+            self._known[n] = self._render(_without(self._conversation, self._left_out | self.first(n)))
+        return self._known[n]
+
+    def first(self, n: int) -> frozenset[int]:
+        return frozenset(self._may_go[:n])
+
+
+def _without(conversation: Conversation, left_out: frozenset[int]) -> Conversation:
+    return conversation.with_turns(turn for i, turn in enumerate(conversation.turns) if i not in left_out)
+
+
+def _find_cut(before: tuple[int, ...], after: tuple[int, ...]) -> Cut | None:
+    """The one run of ids that `after` lacks, if nothing else is different."""
+    n_gone = len(before) - len(after)
+    start = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(after))
+    return Cut(start, start + n_gone) if before[start + n_gone :] == after[start:] else None
