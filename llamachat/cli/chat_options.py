@@ -1,0 +1,82 @@
+"""What `llamachat chat` can be given: one field an option, and what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+import typer
+
+from llamachat.cli.options import parse_adapter, parse_gpu_layers
+
+if TYPE_CHECKING:
+    from llamachat.cli.opening import ChatOptions
+    from llamachat.engine.base import EngineOptions
+
+KvType = Literal["f16", "q8_0", "q4_0"]
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatArguments:
+    """The command line of `llamachat chat` as it was typed, in the order of its help."""
+
+    model: Annotated[str | None, typer.Argument(help="Default: the model pulled last, else the demo model.")] = None
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this once and exit.")] = None
+    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt; '' for none.")] = None
+    files: Annotated[list[Path] | None, typer.Option("--file", "-f", help="Text put before the prompt.")] = None
+    n_ctx: Annotated[int | None, typer.Option("--ctx", min=256, max=10_000_000, help="Context window in tokens.")] = (
+        None
+    )
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy and repeatable.")] = None
+    top_k: Annotated[
+        int | None, typer.Option(min=0, max=2**31 - 1, help="Choose among the k likeliest tokens; 0: all.")
+    ] = None
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Choose within this probability mass.")] = None
+    min_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Leave out what is this much rarer.")] = None
+    repeat_penalty: Annotated[float | None, typer.Option(min=0.1, help="Above 1: avoid repetition.")] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes a run repeatable.")] = None
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer at this text; repeatable.")] = None
+    template: Annotated[str | None, typer.Option(help="Prompt template, instead of the model's.")] = None
+    threads: Annotated[int | None, typer.Option(min=1, max=512, help="Threads; default: the physical cores.")] = None
+    gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto"
+    kv_type: Annotated[str, typer.Option(help="KV cache: f16, q8_0 or q4_0.")] = "f16"
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|PATH[:SCALE]", help="Adapter (LoRA) pulled with the model, or a file; repeatable."),
+    ] = None
+    stats: Annotated[bool, typer.Option("--stats", help="Tell speed and tokens after each answer.")] = False
+    no_save: Annotated[bool, typer.Option("--no-save", help="Do not remember what is typed.")] = False
+    plain: Annotated[bool, typer.Option("--plain", help="No colour, no line editing.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="One answer as JSON.")] = False
+
+
+def chat_options(arguments: ChatArguments) -> ChatOptions:
+    """What a session is opened with; raise `typer.BadParameter` for values that no option has."""
+    from llamachat.cli.opening import ChatOptions
+
+    return ChatOptions(
+        engine=_engine_options(arguments),
+        sampling={name: getattr(arguments, name) for name in _SAMPLING},
+        system=arguments.system,
+        template=arguments.template,
+        max_tokens=arguments.max_tokens,
+        stop=tuple(arguments.stop or ()),
+    )
+
+
+def _engine_options(arguments: ChatArguments) -> EngineOptions:
+    from llamachat.engine.base import EngineOptions, LoraAdapter
+
+    if (kv_type := arguments.kv_type.lower()) not in get_args(KvType):
+        raise typer.BadParameter("--kv-type is f16, q8_0 or q4_0.")
+    return EngineOptions(
+        n_ctx=arguments.n_ctx,
+        n_threads=arguments.threads,
+        n_gpu_layers=parse_gpu_layers(arguments.gpu_layers),
+        kv_type=kv_type,  # type: ignore[arg-type]
+        adapters=[LoraAdapter(*parse_adapter(text)) for text in arguments.adapter or []],
+    )

@@ -1,0 +1,52 @@
+"""One answer for scripts: as text while it comes, or as one JSON document."""
+
+from __future__ import annotations
+
+import threading
+
+from llamachat.chat.session import Answer, Session, TextPiece
+from llamachat.cli.opening import OpenChat
+from llamachat.cli.output import out
+from llamachat.cli.terminal.interrupt import cancel_on_interrupt
+
+
+def answer_once(opened: OpenChat, question: str, *, stats: bool, as_json: bool) -> None:
+    """Ask `question` and print the answer; raise `KeyboardInterrupt` after what there is of one that was cut off."""
+    with cancel_on_interrupt() as cancel:
+        answer = _stream(opened.session, question, cancel, silent=as_json)
+    if as_json:
+        out.json(_as_json(opened, answer))
+    if stats:
+        out.note(opened.describe_stats(answer))
+    if answer.finish_reason == "interrupted":
+        raise KeyboardInterrupt
+
+
+def _stream(session: Session, question: str, cancel: threading.Event, *, silent: bool) -> Answer:
+    for event in session.send(question, cancel):
+        match event:
+            case TextPiece(text) if not silent:
+                out.text(text, end="")
+            case Answer():
+                if not silent:
+                    out.text("")
+                return event
+    raise AssertionError("a session ends every turn with an Answer")
+
+
+def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
+    stats = answer.stats
+    return {
+        "model": opened.model.label,
+        "content": answer.content,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": stats.n_prompt,
+        "completion_tokens": stats.n_generated,
+        "session": None,
+        "timings": {
+            "load_s": round(opened.session.engine.info.load_s, 4),
+            "ttft_s": round(stats.ttft_s, 4),
+            "prompt_tps": round(stats.prompt_tps, 3),
+            "generation_tps": round(stats.generation_tps, 3),
+        },
+    }
