@@ -180,7 +180,7 @@ def test_room_for_the_answer() -> None:
 
 
 def test_the_cache_is_shifted_instead_of_evaluated_again(demo_model: Path) -> None:
-    engine = LlamaEngine(demo_model, EngineOptions(n_ctx=384, n_threads=2))
+    engine = LlamaEngine(demo_model, EngineOptions(n_ctx=256, n_threads=2))
     try:
         assert engine.can_shift
         session = Session(engine, ChatML(), GREEDY, system="You answer in one word.", max_tokens=4)
