@@ -40,7 +40,7 @@ def test_every_command_has_help_with_examples(command: str, run: RunCommand) -> 
     result = run(command, "--help")
     assert result.returncode == 0
     assert "Examples:" in result.stdout
-    assert f"llamachat {command}" in result.stdout
+    assert f"\n    llamachat {command}" in result.stdout, "one example a line"
     assert "\x1b" not in result.stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from typing import Any
@@ -81,3 +82,7 @@ app.command("rm")(models.rm)
 app.command("verify")(verify.verify)
 app.command("prune")(prune.prune)
 app.command("doctor")(doctor.doctor)
+
+for _command in app.registered_commands:
+    # In a docstring the mark for lines that stay as they are is spelled out: a control character has no place there.
+    _command.help = inspect.cleandoc(getattr(_command.callback, "__doc__", None) or "").replace("\\b", "\b")
