@@ -73,6 +73,12 @@ class Record(Protocol):
     def give_up(self, content: str) -> None:
         """The answer failed, or never began: the conversation stays as it was before. Keep what there was of it."""
 
+    def move(self, conversation: Conversation) -> None:
+        """The conversation has gone back, or to another branch."""
+
+    def pin(self, message: Message) -> None:
+        """A message was pinned, or no longer is."""
+
 
 class NoRecord:
     """Keeps nothing."""
@@ -89,6 +95,12 @@ class NoRecord:
         return None
 
     def give_up(self, content: str) -> None:
+        """See `Record`."""
+
+    def move(self, conversation: Conversation) -> None:
+        """See `Record`."""
+
+    def pin(self, message: Message) -> None:
         """See `Record`."""
 
 
@@ -117,7 +129,14 @@ class Session:
         self.max_tokens = max_tokens
         self.overflow = overflow
         self.record: Record = record or NoRecord()
-        self._stop = (*template.stop, *stop)
+        self.unanswered: Message | None = None
+        """What the user said last, if it was never answered. It is not in the conversation; `retry` asks it again."""
+        self._own_stop = tuple(stop)
+
+    def change(self, engine: Engine, template: PromptTemplate, sampling: SamplingParams) -> None:
+        """Go on with another model."""
+        self.engine, self.template, self.sampling = engine, template, sampling
+        self.left_out = frozenset()
 
     def start_over(self, system: str | None) -> None:
         """Forget all turns and set the system prompt."""
@@ -127,6 +146,8 @@ class Session:
         """Take another conversation's place, or an earlier state of this one."""
         self.conversation = conversation
         self.left_out = frozenset()
+        self.unanswered = None
+        self.record.move(conversation)
 
     def undo(self, n_turns: int = 1) -> list[tuple[Message, ...]]:
         """Take the last turns back, as far as there are any; return them."""
@@ -140,12 +161,21 @@ class Session:
         turns = self.conversation.turns
         question, *answer = turns[i_turn]
         turns[i_turn] = (replace(question, is_pinned=is_pinned), *answer)
+        self.record.pin(turns[i_turn][0])
         self.conversation = self.conversation.with_turns(turns)
         self.left_out -= {i_turn}
 
     def prompt_for(self, text: str) -> Prompt:
         """What the model would see if the user said `text` now."""
         return self._fit(self.conversation.with_message("user", text)).prompt
+
+    def seen(self) -> Prompt | None:
+        """What is in the context window: the prompt of the last answer, and that answer. None before the first one."""
+        conversation = self.conversation
+        if not conversation.messages:
+            return None
+        kept = (turn for i, turn in enumerate(conversation.turns) if i not in self.left_out)
+        return self.template.render(conversation.with_turns(kept), self.engine.tokenizer)
 
     def send(self, text: str, cancel: threading.Event) -> Iterator[SessionEvent]:
         """Say `text` and stream the answer; setting `cancel` ends it early.
@@ -157,8 +187,9 @@ class Session:
 
     def retry(self, cancel: threading.Event, sampling: SamplingParams | None = None) -> Iterator[SessionEvent]:
         """Ask the last question again, perhaps with other sampling; the new answer takes the old one's place."""
-        question = self._last_turn()[0]
-        asked = self._without_last().with_message("user", question.content, question.key)
+        question = self.unanswered or self._last_turn()[0]
+        before = self.conversation if self.unanswered else self._without_last()
+        asked = replace(before, messages=(*before.messages, question))
         return self._answer(asked, cancel, sampling or self.sampling)
 
     def edit(self, text: str, cancel: threading.Event) -> Iterator[SessionEvent]:
@@ -210,7 +241,7 @@ class Session:
         """Stream an answer; return whether there is one."""
         begun = "" if asked.awaits_answer else asked.messages[-1].content
         strip_space = self.engine.tokenizer.adds_space_prefix and not begun
-        decoder = TextDecoder(self._stop, strip_space=strip_space)
+        decoder = TextDecoder((*self.template.stop, *self._own_stop), strip_space=strip_space)
         halt = _AnyOf(cancel)
         content = begun
         finished = False
@@ -244,6 +275,7 @@ class Session:
         if not answer.content and answer.finish_reason == "interrupted":
             return False
         key = self.record.finish(answer)
+        self.unanswered = None
         question = asked if asked.awaits_answer else replace(asked, messages=asked.messages[:-1])
         self.conversation = question.with_message("assistant", answer.content, key)
         return True

@@ -21,6 +21,7 @@ def chat(arguments: ChatArguments) -> None:
       llamachat chat llama-2-7b-chat -s "Answer in Chinese."
       llamachat chat -p "Why is the sky blue?" --temperature 0
       git diff | llamachat chat -p "Write a commit message"
+      llamachat chat --resume                                        (the last conversation; or --resume 12)
       llamachat chat llama-2-7b-chat --adapter my-lora.gguf:0.8
       llamachat chat llama-2-7b-chat --adapter ORG/REPO              (pulled before)
     """
@@ -33,11 +34,12 @@ def chat(arguments: ChatArguments) -> None:
 
     from llamachat.cli.opening import open_chat
 
-    with open_chat(arguments.model, options) as opened:
+    save = not arguments.no_save
+    with open_chat(arguments.model, options, resume=arguments.resume, save=save) as opened:
         if question is None:
             from llamachat.cli.terminal.screen import run_screen
 
-            run_screen(opened, show_stats=arguments.stats, remember=not arguments.no_save)
+            run_screen(opened, show_stats=arguments.stats, remember=save)
         else:
             from llamachat.cli.one_answer import answer_once
 

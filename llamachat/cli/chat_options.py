@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
 
 KvType = Literal["f16", "q8_0", "q4_0"]
 
+
+class Overflow(str, Enum):
+    """`--overflow`."""
+
+    DROP = "drop"
+    STOP = "stop"
+
+
+class RopeScaling(str, Enum):
+    """`--rope-scaling`."""
+
+    LINEAR = "linear"
+    YARN = "yarn"
+
+
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 
 
@@ -27,6 +43,12 @@ class ChatArguments:
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this once and exit.")] = None
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt; '' for none.")] = None
     files: Annotated[list[Path] | None, typer.Option("--file", "-f", help="Text put before the prompt.")] = None
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ID]", is_flag=False, flag_value="last", help="Go on with a saved conversation; default: the last."
+        ),
+    ] = None
     n_ctx: Annotated[int | None, typer.Option("--ctx", min=256, max=10_000_000, help="Context window in tokens.")] = (
         None
     )
@@ -44,12 +66,18 @@ class ChatArguments:
     threads: Annotated[int | None, typer.Option(min=1, max=512, help="Threads; default: the physical cores.")] = None
     gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto"
     kv_type: Annotated[str, typer.Option(help="KV cache: f16, q8_0 or q4_0.")] = "f16"
+    overflow: Annotated[
+        Overflow, typer.Option(help="When the window is full: drop the oldest turns, or stop.", case_sensitive=False)
+    ] = Overflow.DROP
+    rope_scaling: Annotated[
+        RopeScaling | None, typer.Option(help="Go beyond the window the model was trained for.", case_sensitive=False)
+    ] = None
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME|PATH[:SCALE]", help="Adapter (LoRA) pulled with the model, or a file; repeatable."),
     ] = None
     stats: Annotated[bool, typer.Option("--stats", help="Tell speed and tokens after each answer.")] = False
-    no_save: Annotated[bool, typer.Option("--no-save", help="Do not remember what is typed.")] = False
+    no_save: Annotated[bool, typer.Option("--no-save", help="Keep nothing of this conversation.")] = False
     plain: Annotated[bool, typer.Option("--plain", help="No colour, no line editing.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="One answer as JSON.")] = False
 
@@ -65,6 +93,7 @@ def chat_options(arguments: ChatArguments) -> ChatOptions:
         template=arguments.template,
         max_tokens=arguments.max_tokens,
         stop=tuple(arguments.stop or ()),
+        overflow=arguments.overflow.value,
     )
 
 
@@ -78,5 +107,6 @@ def _engine_options(arguments: ChatArguments) -> EngineOptions:
         n_threads=arguments.threads,
         n_gpu_layers=parse_gpu_layers(arguments.gpu_layers),
         kv_type=kv_type,  # type: ignore[arg-type]
+        rope_scaling=arguments.rope_scaling.value if arguments.rope_scaling else None,
         adapters=[LoraAdapter(*parse_adapter(text)) for text in arguments.adapter or []],
     )

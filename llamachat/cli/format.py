@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 
 def size(n_bytes: int | float) -> str:
     """Bytes in decimal units, as disks and download pages count them: 4.08 GB."""
@@ -16,3 +18,16 @@ def parameters(n_params: int) -> str:
     if n_params >= 1_000_000_000:
         return f"{n_params / 1e9:.3g}B"
     return f"{n_params / 1e6:.3g}M"
+
+
+def count(n: int, noun: str) -> str:
+    """1 turn, 2,000 turns."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def moment(iso: str) -> str:
+    """A time of ours, ISO 8601 in UTC, as this machine's clock shows it: 2026-11-21 14:05."""
+    try:
+        return f"{datetime.fromisoformat(iso).astimezone():%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError):
+        return iso

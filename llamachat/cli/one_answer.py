@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from llamachat.chat.session import Answer, Session, TextPiece
-from llamachat.cli.opening import OpenChat
+from llamachat.chat.session import Answer, LeftOut, Session, TextPiece
+from llamachat.cli.opening import OpenChat, describe_left_out
 from llamachat.cli.output import out
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 
@@ -25,6 +25,8 @@ def answer_once(opened: OpenChat, question: str, *, stats: bool, as_json: bool) 
 def _stream(session: Session, question: str, cancel: threading.Event, *, silent: bool) -> Answer:
     for event in session.send(question, cancel):
         match event:
+            case LeftOut():
+                out.warning(describe_left_out(event))
             case TextPiece(text) if not silent:
                 out.text(text, end="")
             case Answer():
@@ -42,7 +44,7 @@ def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
         "finish_reason": answer.finish_reason,
         "prompt_tokens": stats.n_prompt,
         "completion_tokens": stats.n_generated,
-        "session": None,
+        "session": opened.record.session_id if opened.record else None,
         "timings": {
             "load_s": round(opened.session.engine.info.load_s, 4),
             "ttft_s": round(stats.ttft_s, 4),

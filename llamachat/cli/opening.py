@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
-from llamachat.chat.session import Answer, Session
+from llamachat.chat.history import History, SessionFacts, StoredSession
+from llamachat.chat.record import HistoryRecord
+from llamachat.chat.session import Answer, LeftOut, Overflow, Session
 from llamachat.chat.templates import TemplateChoice, choose_template
+from llamachat.cli.format import count, size
 from llamachat.cli.output import out
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 from llamachat.engine import open_engine
 from llamachat.engine.base import Engine, EngineOptions, LoraAdapter
 from llamachat.engine.sampling import SamplingParams, recommended
-from llamachat.errors import LlamachatError
+from llamachat.errors import HistoryFailed, LlamachatError, PromptTooLong
 from llamachat.models.adapters import check_adapter, find_adapter
+from llamachat.models.memory import kv_bytes_per_token, read_shape
 from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
+from llamachat.paths import history_path
+
+_CTX_STEP = 1024
 
 
 @dataclass(frozen=True)
@@ -29,17 +37,75 @@ class ChatOptions:
     template: str | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    overflow: Overflow = "drop"
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenChat:
-    """A session with what it was made of."""
+    """A session with what it was made of. Model, window and adapters can be changed while the conversation goes on."""
 
+    options: ChatOptions
     model: StoredModel
     session: Session
     choice: TemplateChoice
-    default_system: str | None
     adapters: Sequence[LoraAdapter] = ()
+    record: HistoryRecord | None = None
+    """None: nothing is saved."""
+    attached: list[str] = field(default_factory=list)
+    """Texts of files that go before the next message."""
+    last_answer: Answer | None = None
+
+    @property
+    def default_system(self) -> str | None:
+        """The system prompt that the model comes with."""
+        return self.model.system
+
+    def reopen(self, model: StoredModel, options: EngineOptions) -> None:
+        """Go on with another model, or the same one opened otherwise. If that fails everything is as it was."""
+        changed = replace(self.options, engine=options)
+        engine, adapters = _open_engine(model, options)
+        try:
+            choice = _choose_template(model, engine, changed)
+            sampling = _sampling(model, choice, engine.info.metadata, changed)
+        except LlamachatError:
+            engine.close()
+            raise
+        self.session.engine.close()
+        self.session.change(engine, choice.template, sampling)
+        self.options, self.model, self.choice, self.adapters = changed, model, choice, adapters
+
+    def resume(self, stored: StoredSession) -> None:
+        """Go on with a stored conversation, with the model there is now."""
+        if self.record:
+            self.record.adopt(stored)
+        self.session.go_on_from(stored.conversation)
+        self.session.unanswered = stored.unanswered
+        self.last_answer = None
+
+    def window_advice(self, error: PromptTooLong) -> str:
+        """What would make room for a prompt that is too long, and what that costs in memory."""
+        n_needed = error.n_prompt + error.n_reserved
+        n_ctx = -(-n_needed // _CTX_STEP) * _CTX_STEP
+        read = read_shape(self.model.path)
+        if read is None:
+            return error.next_step
+        shape, n_ctx_train = read
+        more_bytes = (n_ctx - error.n_ctx) * kv_bytes_per_token(shape, self.options.engine.kv_type)
+        beyond = " --rope-scaling yarn, since the model was trained for less" if n_ctx > n_ctx_train else ""
+        return (
+            f"Shorten it, or give a larger window: --ctx {n_ctx}{beyond}, which takes {size(more_bytes)} more memory."
+        )
+
+    def facts(self, sampling: SamplingParams) -> SessionFacts:
+        """What answers are made with at the moment, for the history."""
+        return SessionFacts(
+            model=self.model.label,
+            model_sha256=self.model.manifest.sha256 if self.model.manifest else None,
+            template=self.choice.template.name,
+            sampling={**asdict(sampling), "seed": self.session.sampling.seed},
+            n_ctx=self.session.engine.info.n_ctx,
+            adapters=tuple((str(adapter.path), adapter.scale) for adapter in self.adapters),
+        )
 
     def describe(self) -> str:
         """One line: model with its adapters, context, threads or GPU, template."""
@@ -75,19 +141,62 @@ def load_engine(stored: StoredModel, options: EngineOptions) -> Engine:
     return engine
 
 
+def describe_left_out(left_out: LeftOut) -> str:
+    """One line with numbers about turns that the context window has no room for any more."""
+    turns = "the oldest turn" if left_out.n_turns == 1 else f"the {left_out.n_turns} oldest turns"
+    again = "" if left_out.is_shifted else "; the rest is read again, which takes a moment"
+    return (
+        f"Left out {turns}, {count(left_out.n_tokens, 'token')}; "
+        f"{left_out.n_prompt:,} of {left_out.n_ctx:,} in use{again}."
+    )
+
+
+def describe_resumed(stored: StoredSession) -> str:
+    """Which conversation goes on, and where it stopped."""
+    n_turns = len(stored.conversation.turns)
+    lines = [f"Conversation {stored.id} goes on after {count(n_turns, 'turn')}: {stored.title}"]
+    if stored.unanswered:
+        lines.append(f"Your last message was not answered; /retry asks it again: {stored.unanswered.content}")
+    elif stored.finish_reason == "interrupted":
+        lines.append("The last answer was cut short; /continue goes on with it.")
+    return "\n".join(lines)
+
+
 @contextmanager
-def open_chat(model: str | None, options: ChatOptions) -> Iterator[OpenChat]:
-    """Load a model and begin a conversation with it."""
-    stored = resolve(model)
-    found = [replace(a, path=find_adapter(a.path.as_posix(), stored)) for a in options.engine.adapters]
-    for adapter in found:
-        for note in check_adapter(adapter.path, stored.path):
-            out.warning(note)
-    engine = load_engine(stored, replace(options.engine, adapters=found))
+def open_chat(
+    model: str | None, options: ChatOptions, *, resume: str | None = None, save: bool = True
+) -> Iterator[OpenChat]:
+    """Load a model and begin a conversation with it, or go on with a stored one where and as it stopped."""
+    with open_history(needed=resume is not None, wanted=save) as history:
+        stored = history.load(history.find(resume)) if history and resume is not None else None
+        options = _as_before(options, stored.facts, model) if stored else options
+        with _open_session(resolve(model or (stored.facts.model if stored else None)), options) as opened:
+            if history and save:
+                record = HistoryRecord(history, opened.facts, lambda error: out.warning(f"{error} {error.next_step}"))
+                opened.record = opened.session.record = record
+            if stored:
+                opened.resume(stored)
+                if opened.facts(opened.session.sampling).model_sha256 != stored.facts.model_sha256:
+                    out.note(f"It began with another model: {stored.facts.model}, of other content.")
+            yield opened
+
+
+def _as_before(options: ChatOptions, facts: SessionFacts, model: str | None) -> ChatOptions:
+    """What the command line leaves open is as it was; what belongs to a model only if that is the same."""
+    sampling = {**facts.sampling, **{name: value for name, value in options.sampling.items() if value is not None}}
+    engine = replace(options.engine, n_ctx=options.engine.n_ctx or facts.n_ctx)
+    if model is not None:
+        return replace(options, sampling=sampling)
+    if not engine.adapters:
+        engine = replace(engine, adapters=[LoraAdapter(Path(path), scale) for path, scale in facts.adapters])
+    return replace(options, sampling=sampling, engine=engine, template=options.template or facts.template)
+
+
+@contextmanager
+def _open_session(stored: StoredModel, options: ChatOptions) -> Iterator[OpenChat]:
+    engine, adapters = _open_engine(stored, options.engine)
     try:
-        choice = choose_template(options.template, stored.template, engine.info.metadata)
-        if not choice.template.is_chat and options.template is None:
-            out.warning(f"{stored.label} is not a chat model ({choice.reason}): it continues the text you type.")
+        choice = _choose_template(stored, engine, options)
         system = options.system if options.system is not None else stored.system
         session = Session(
             engine,
@@ -96,10 +205,58 @@ def open_chat(model: str | None, options: ChatOptions) -> Iterator[OpenChat]:
             system=system or None,
             max_tokens=options.max_tokens,
             stop=options.stop,
+            overflow=options.overflow,
         )
-        yield OpenChat(stored, session, choice, stored.system, found)
-    finally:
+    except LlamachatError:
         engine.close()
+        raise
+    opened = OpenChat(options, stored, session, choice, adapters)
+    try:
+        yield opened
+    finally:
+        session.engine.close()  # which may be another one by now
+
+
+@contextmanager
+def open_history(*, needed: bool, wanted: bool) -> Iterator[History | None]:
+    """The history, with what there is to say about it; None if it is not wanted, or cannot be had and is not needed."""
+    if not (needed or wanted):
+        yield None
+        return
+    try:
+        history = History(history_path())
+    except HistoryFailed as error:
+        if needed:
+            raise
+        out.warning(f"This conversation is not saved. {error} {error.next_step}")
+        yield None
+        return
+    with history:
+        for notice in history.notices:
+            out.warning(notice)
+        yield history
+
+
+def _open_engine(stored: StoredModel, options: EngineOptions) -> tuple[Engine, Sequence[LoraAdapter]]:
+    """Load a model with its adapters; also return those by the paths they were found at."""
+    found = [replace(a, path=find_adapter(a.path.as_posix(), stored)) for a in options.adapters]
+    for adapter in found:
+        for note in check_adapter(adapter.path, stored.path):
+            out.warning(note)
+    engine = load_engine(stored, replace(options, adapters=found))
+    if engine.info.n_ctx > engine.info.n_ctx_train > 0:
+        out.warning(
+            f"The window of {engine.info.n_ctx:,} tokens is longer than the {engine.info.n_ctx_train:,} "
+            f"the model was trained for: with stretched positions ({options.rope_scaling}) answers get worse."
+        )
+    return engine, found
+
+
+def _choose_template(stored: StoredModel, engine: Engine, options: ChatOptions) -> TemplateChoice:
+    choice = choose_template(options.template, stored.template, engine.info.metadata)
+    if not choice.template.is_chat and options.template is None:
+        out.warning(f"{stored.label} is not a chat model ({choice.reason}): it continues the text you type.")
+    return choice
 
 
 def _sampling(

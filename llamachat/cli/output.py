@@ -6,6 +6,7 @@ Hub) passes through `visible` before it reaches a terminal.
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,11 @@ class Output:
     def text(self, text: str, *, end: str = "\n") -> None:
         """Data for people or pipes."""
         self._write((visible(text) if sys.stdout.isatty() else text) + end)
+
+    def copy(self, text: str) -> None:
+        """Put a text into the terminal's clipboard (OSC 52), on a terminal only."""
+        if sys.stdout.isatty():
+            self._write(f"\x1b]52;c;{base64.b64encode(text.encode('utf-8', 'replace')).decode()}\a")
 
     def json(self, value: Any) -> None:
         """One JSON document."""

@@ -20,7 +20,7 @@ def read_question(prompt: str | None, files: Sequence[Path]) -> str | None:
         if files:
             raise typer.BadParameter("--file needs a question: give -p, or pipe one in.")
         return None
-    texts = [_read_text(path) for path in files]
+    texts = [read_text(path) for path in files]
     if not is_typed and _is_readable_pipe():
         texts.append(_decode("standard input", sys.stdin.buffer.read()))
     if prompt is not None:
@@ -31,7 +31,8 @@ def read_question(prompt: str | None, files: Sequence[Path]) -> str | None:
     return question
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file, or `CannotRead`."""
     try:
         return _decode(path, path.read_bytes())
     except OSError as error:

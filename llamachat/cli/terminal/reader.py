@@ -29,8 +29,8 @@ _PROMPT = "> "
 class Reader(Protocol):
     """Reads what the user types."""
 
-    def read(self) -> str:
-        """The next message or command, which may have several lines."""
+    def read(self, begun: str = "") -> str:
+        """The next message or command, which may have several lines; `begun` stands there already."""
 
     def hold_keys(self) -> AbstractContextManager[None]:
         """Outside `read`, keys are neither shown nor lost: the next `read` gets them, Ctrl-C and Ctrl-D included."""
@@ -52,12 +52,12 @@ class PlainReader:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
 
-    def read(self) -> str:
-        """See `Reader`."""
+    def read(self, begun: str = "") -> str:
+        """See `Reader`. Here what stands there can only be replaced as a whole; an empty line keeps it."""
         try:
-            sys.stderr.write(_PROMPT)
+            sys.stderr.write(f"{begun}\n{_PROMPT}" if begun else _PROMPT)
             sys.stderr.flush()
-            return input()
+            return input() or begun
         except (EOFError, KeyboardInterrupt):
             sys.stderr.write("\n")
             raise
@@ -91,10 +91,10 @@ class LineEditor:
             key_bindings=_key_bindings(),
         )
 
-    def read(self) -> str:
+    def read(self, begun: str = "") -> str:
         """See `Reader`."""
         try:
-            return self._session.prompt()
+            return self._session.prompt(default=begun)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
                 return ""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
 from shutil import get_terminal_size
 from textwrap import fill
 
-from llamachat.chat.session import Answer, TextPiece
-from llamachat.cli.opening import OpenChat
+from llamachat.chat.session import Answer, LeftOut, SessionEvent, TextPiece
+from llamachat.cli.opening import OpenChat, describe_left_out
 from llamachat.cli.output import out
-from llamachat.cli.terminal.commands import is_command, run_command, unescape
+from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
 from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
 from llamachat.cli.terminal.notice import PrefillNotice
 from llamachat.cli.terminal.reader import Reader, open_reader
 from llamachat.engine.base import Prefill
-from llamachat.errors import LlamachatError
+from llamachat.errors import LlamachatError, PromptTooLong
 
 
 def run_screen(chat: OpenChat, *, show_stats: bool, remember: bool) -> None:
@@ -25,15 +27,55 @@ def run_screen(chat: OpenChat, *, show_stats: bool, remember: bool) -> None:
         out.note("/help shows the commands, Ctrl-D leaves.")
         interrupted = False
         while (line := _next_line(reader, interrupted=interrupted)) is not None:
+            answer = None
             interrupted = False
             if is_command(line):
-                reply = run_command(line, chat)
+                reply = _obey(line, chat)
                 if reply.leave:
                     return
-                out.text(reply.text)
+                answer = reply.answer
+                if reply.edit is not None:
+                    answer = _edited(chat, reader, reply.edit)
             elif line.strip():
+                answer = _message(chat, unescape(line).strip("\n"))
+            if answer:
                 with reader.allow_interrupt():
-                    interrupted = _answer(chat, unescape(line).strip("\n"), show_stats=show_stats)
+                    interrupted = _answer(chat, answer, show_stats=show_stats)
+
+
+def _obey(line: str, chat: OpenChat) -> Reply:
+    """Run a command and show what it says. One that cannot be done says why."""
+    try:
+        reply = run_command(line, chat)
+    except LlamachatError as error:
+        out.error(str(error), error.next_step)
+        return Reply()
+    if reply.text:
+        out.text(reply.text)
+    if reply.copy is not None:
+        out.copy(reply.copy)
+    return reply
+
+
+def _message(chat: OpenChat, text: str) -> Stream:
+    """What is sent: files that were attached, then what was typed."""
+    whole = "\n\n".join([*chat.attached, text])
+
+    def send(cancel: threading.Event) -> Iterator[SessionEvent]:
+        yield from chat.session.send(whole, cancel)
+        chat.attached.clear()  # not if the message was refused
+
+    return send
+
+
+def _edited(chat: OpenChat, reader: Reader, text: str) -> Stream | None:
+    """Let the user change a message; None if nothing is to come of it."""
+    try:
+        changed = reader.read(escape(text))
+    except (EOFError, KeyboardInterrupt):
+        changed = ""
+    message = unescape(changed).strip("\n")
+    return (lambda cancel: chat.session.edit(message, cancel)) if message.strip() else None
 
 
 def _next_line(reader: Reader, *, interrupted: bool) -> str | None:
@@ -57,13 +99,15 @@ def _next_line(reader: Reader, *, interrupted: bool) -> str | None:
             out.note("(Ctrl-C again, or Ctrl-D, leaves)")
 
 
-def _answer(chat: OpenChat, text: str, *, show_stats: bool) -> bool:
+def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
     """Stream one answer and an empty line; return whether it was interrupted. An error costs this turn only."""
     interrupted = False
     try:
         with cancel_on_interrupt() as cancel, PrefillNotice() as notice:
-            for event in chat.session.send(text, cancel):
+            for event in answer(cancel):
                 match event:
+                    case LeftOut():
+                        out.note(describe_left_out(event))
                     case Prefill(n_done, n_total):
                         notice.update(n_done, n_total)
                     case TextPiece(piece):
@@ -73,6 +117,8 @@ def _answer(chat: OpenChat, text: str, *, show_stats: bool) -> bool:
                         notice.close()
                         interrupted = event.finish_reason == "interrupted"
                         _finish(chat, event, show_stats=show_stats)
+    except PromptTooLong as error:
+        out.error(str(error), chat.window_advice(error))
     except LlamachatError as error:
         out.error(str(error), error.next_step)
     out.text("")
@@ -82,6 +128,7 @@ def _answer(chat: OpenChat, text: str, *, show_stats: bool) -> bool:
 def _finish(chat: OpenChat, answer: Answer, *, show_stats: bool) -> None:
     if answer.content and not answer.content.endswith("\n"):
         out.text("")
+    chat.last_answer = answer
     ending = _ENDINGS.get((answer.finish_reason, bool(answer.content)))
     if ending:
         out.note(ending)

@@ -1,34 +1,19 @@
-"""Slash commands: a table of small functions over a session, which need no terminal."""
+"""Slash commands: a table of small functions over a chat, which need no terminal."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
 from shutil import get_terminal_size
 from textwrap import fill
 
 from llamachat.cli.opening import OpenChat
+from llamachat.cli.terminal.commands.command import PREFIX, BadCommand, Command, Reply, Stream
+from llamachat.cli.terminal.commands.keep import KEEP
+from llamachat.cli.terminal.commands.look import LOOK
+from llamachat.cli.terminal.commands.settings import SETTINGS
+from llamachat.cli.terminal.commands.talk import TALK
 
-PREFIX = "/"
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a command says, and whether the chat goes on."""
-
-    text: str = ""
-    leave: bool = False
-
-
-@dataclass(frozen=True)
-class Command:
-    """A slash command."""
-
-    name: str
-    arguments: str
-    help: str
-    run: Callable[[OpenChat, str], Reply]
+__all__ = ["COMMANDS", "BadCommand", "Command", "Reply", "Stream", "escape", "is_command", "run_command", "unescape"]
 
 
 def is_command(line: str) -> bool:
@@ -47,7 +32,10 @@ def unescape(line: str) -> str:
 
 
 def run_command(line: str, chat: OpenChat) -> Reply:
-    """Run a typed command; an unknown one names the nearest, and nothing is sent to the model."""
+    """Run a typed command; an unknown one names the nearest, and nothing is sent to the model.
+
+    Raises `LlamachatError` if it cannot be done; the chat is then as before.
+    """
     name, argument = (*line.split(maxsplit=1), "")[:2]
     command = COMMANDS.get(name)
     if command is None:
@@ -59,7 +47,7 @@ def run_command(line: str, chat: OpenChat) -> Reply:
 
 def _help(_chat: OpenChat, _argument: str) -> Reply:
     rows = {f"{command.name} {command.arguments}": command.help for command in COMMANDS.values()}
-    rows["Ctrl-C"] = "stop the answer; twice at the prompt: leave"
+    rows |= _KEYS
     width = max(map(len, rows)) + 2
     columns = max(get_terminal_size().columns, 2 * width)
     return Reply("\n".join(
@@ -68,30 +56,25 @@ def _help(_chat: OpenChat, _argument: str) -> Reply:
     ))  # fmt: skip
 
 
-def _clear(chat: OpenChat, _argument: str) -> Reply:
-    chat.session.start_over(chat.session.conversation.system)
-    return Reply("The conversation starts over.")
-
-
-def _system(chat: OpenChat, argument: str) -> Reply:
-    if not argument:
-        system = chat.session.conversation.system
-        return Reply(f"System prompt: {system}" if system else "There is no system prompt.")
-    chat.session.start_over(None if argument == "-" else argument)
-    return Reply("System prompt removed; the conversation starts over." if argument == "-" else
-                 "System prompt set; the conversation starts over.")  # fmt: skip
-
-
 def _exit(_chat: OpenChat, _argument: str) -> Reply:
     return Reply(leave=True)
 
+
+_KEYS = {
+    "Enter": "send; Alt-Enter or Ctrl-J begins a new line",
+    "Ctrl-X Ctrl-E": "write in your editor",
+    "Ctrl-R": "search what you typed before",
+    "Ctrl-C": "stop the answer; twice at the prompt: leave",
+}
 
 COMMANDS: dict[str, Command] = {
     f"{PREFIX}{command.name}": Command(f"{PREFIX}{command.name}", command.arguments, command.help, command.run)
     for command in (
         Command("help", "", "show this list", _help),
-        Command("clear", "", "start over, keeping the system prompt", _clear),
-        Command("system", "[TEXT|-]", "show, set or remove the system prompt; starts over", _system),
+        *TALK,
+        *LOOK,
+        *SETTINGS,
+        *KEEP,
         Command("exit", "", "leave", _exit),
     )
 }

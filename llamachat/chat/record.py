@@ -1,0 +1,134 @@
+"""A session written into the history as it goes.
+
+What the user said is there before the answer begins, the answer at least once a second and when it ends. Trouble with
+the history is told once, and the conversation goes on without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from llamachat.chat.history import History, SessionFacts, StoredSession
+from llamachat.chat.message import Conversation, Message
+from llamachat.chat.session import Answer
+from llamachat.engine.sampling import SamplingParams
+from llamachat.errors import HistoryFailed
+
+_WRITE_EVERY_S = 0.5
+
+Describe = Callable[[SamplingParams], SessionFacts]
+
+
+class HistoryRecord:
+    """A `Record` in a `History`."""
+
+    def __init__(self, history: History, describe: Describe, on_trouble: Callable[[HistoryFailed], None]) -> None:
+        """`describe` tells what answers are made with at the moment; `on_trouble` is called once."""
+        self.history = history
+        self.session_id: int | None = None
+        """None until something was said."""
+        self._describe, self._on_trouble = describe, on_trouble
+        self._is_working = True
+        self._roots: dict[str, int] = {}
+        self._head: int | None = None
+        self._answer: int | None = None
+        self._written_at = 0.0
+
+    def adopt(self, stored: StoredSession | None) -> None:
+        """Go on writing a session that is there already; None: begin a new one with the next message."""
+        self.session_id = stored.id if stored else None
+        self._head = stored.tip if stored else None
+        self._roots = {}
+        if stored and stored.system_key is not None and stored.conversation.system is not None:
+            self._roots[stored.conversation.system] = stored.system_key
+
+    def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:
+        """See `Record`."""
+        if not self._is_working:
+            return asked
+        with self._trouble():
+            session = self._begin_session(sampling)
+            messages = self._keep(session, asked)
+            if asked.awaits_answer:
+                answer = Message("assistant", "")
+                self._answer = self.history.add_message(session, messages[-1].key, answer, seed=sampling.seed)
+            else:
+                self._answer = messages[-1].key
+            self._written_at = time.monotonic()
+            return replace(asked, messages=tuple(messages))
+        return asked
+
+    def _begin_session(self, sampling: SamplingParams) -> int:
+        facts = self._describe(sampling)
+        if self.session_id is None:
+            self.session_id = self.history.start_session(facts)
+        else:
+            self.history.set_facts(self.session_id, facts)
+        return self.session_id
+
+    def _keep(self, session: int, asked: Conversation) -> list[Message]:
+        """Add what has no key yet; each message follows the one before it."""
+        parent = None
+        if asked.system is not None and not (asked.messages and asked.messages[0].key):
+            if asked.system not in self._roots:
+                self._roots[asked.system] = self.history.add_message(session, None, Message("system", asked.system))
+            parent = self._roots[asked.system]
+        messages = []
+        for message in asked.messages:
+            key = message.key or self.history.add_message(session, parent, message)
+            messages.append(replace(message, key=key))
+            parent = key
+        return messages
+
+    def write(self, content: str) -> None:
+        """See `Record`."""
+        now = time.monotonic()
+        if self._answer is not None and now - self._written_at >= _WRITE_EVERY_S:
+            with self._trouble():
+                self.history.update_answer(self._answer, content)
+            self._written_at = time.monotonic()
+
+    def finish(self, answer: Answer) -> int | None:
+        """See `Record`."""
+        key, self._answer = self._answer, None
+        if key is not None:
+            with self._trouble():
+                self.history.update_answer(key, answer.content, finish_reason=answer.finish_reason, stats=answer.stats)
+                self._head = key
+        return key
+
+    def give_up(self, content: str) -> None:
+        """See `Record`."""
+        key, self._answer = self._answer, None
+        if key is not None and self.session_id is not None:
+            with self._trouble():
+                self.history.update_answer(key, content, finish_reason="interrupted")
+                self.history.set_head(self.session_id, self._head)
+
+    def move(self, conversation: Conversation) -> None:
+        """See `Record`."""
+        if not conversation.messages:
+            self._head = self._roots.get(conversation.system or "")
+        else:
+            self._head = conversation.messages[-1].key
+        if self._is_working and self.session_id is not None:
+            with self._trouble():
+                self.history.set_head(self.session_id, self._head)
+
+    def pin(self, message: Message) -> None:
+        """See `Record`."""
+        if self._is_working and message.key is not None:
+            with self._trouble():
+                self.history.set_pinned(message.key, message.is_pinned)
+
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        """After the first failure nothing more is written."""
+        try:
+            yield
+        except HistoryFailed as error:
+            self._is_working, self._answer = False, None
+            self._on_trouble(error)

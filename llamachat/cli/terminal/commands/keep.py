@@ -1,0 +1,97 @@
+"""Commands about conversations that are kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from llamachat.chat.export import FORMATS, export_session, form_of, write_export
+from llamachat.chat.history import History
+from llamachat.cli.format import count, moment
+from llamachat.cli.opening import OpenChat, describe_resumed
+from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
+
+_N_LISTED = 15
+
+
+def _sessions(chat: OpenChat, _argument: str) -> Reply:
+    lines = [
+        f"{summary.id:>5}  {moment(summary.updated)}  {summary.title}" for summary in _history(chat).sessions(_N_LISTED)
+    ]
+    return Reply("\n".join(lines) or "There is no saved conversation yet.")
+
+
+def _resume(chat: OpenChat, argument: str) -> Reply:
+    history = _history(chat)
+    stored = history.load(history.find(argument))
+    chat.resume(stored)
+    return Reply(describe_resumed(stored))
+
+
+def _search(chat: OpenChat, argument: str) -> Reply:
+    if not argument:
+        raise BadCommand("/search needs words.", "For example: /search dragons")
+    hits = _history(chat).search(argument)
+    lines = [f"{hit.session:>5}  {hit.title}\n       {hit.role}: {hit.excerpt}" for hit in hits]
+    return Reply("\n".join(lines) or f"Nothing that was said holds {argument!r}.")
+
+
+def _title(chat: OpenChat, argument: str) -> Reply:
+    session = _session_id(chat)
+    if argument:
+        _history(chat).set_title(session, argument)
+    return Reply(_history(chat).load(session).title)
+
+
+def _fork(chat: OpenChat, argument: str) -> Reply:
+    """The conversation so far, in a session of its own; the one it comes from stays as it is."""
+    history = _history(chat)
+    tree = history.tree(_session_id(chat))
+    path = tree.path(chat.session.conversation.messages[-1].key) if chat.session.conversation.messages else []
+    title = argument or tree.title
+    head = path[-1].key if path else None
+    stored = history.load(history.add_tree(replace(tree, title=title, head=head, messages=tuple(path))))
+    chat.resume(stored)
+    return Reply(f"Conversation {stored.id} begins as a copy of {tree.id} and goes its own way: {stored.title}")
+
+
+def _export(chat: OpenChat, argument: str) -> Reply:
+    path = Path(argument).expanduser()
+    form = form_of(path)
+    if form is None:
+        endings = ", ".join(f".{known}" for known in FORMATS)
+        raise BadCommand(f"/export needs the name of a file that ends in {endings}.", "For example: /export talk.md")
+    write_export(path, export_session(_history(chat).tree(_session_id(chat)), form))
+    return Reply(f"Written to {path}.")
+
+
+def _copy(chat: OpenChat, _argument: str) -> Reply:
+    messages = chat.session.conversation.messages
+    if not messages:
+        raise BadCommand("There is no answer yet.", "Ask something first.")
+    answer = messages[-1].content
+    return Reply(f"The last answer ({count(len(answer), 'character')}) is in the terminal's clipboard.", copy=answer)
+
+
+def _history(chat: OpenChat) -> History:
+    if chat.record is None:
+        raise BadCommand("Conversations are not saved in this chat.", "Start it without --no-save.")
+    return chat.record.history
+
+
+def _session_id(chat: OpenChat) -> int:
+    _history(chat)
+    if chat.record is None or chat.record.session_id is None:
+        raise BadCommand("Nothing has been said yet.", "Ask something first.")
+    return chat.record.session_id
+
+
+KEEP = (
+    Command("fork", "[NAME]", "go on in a copy of this conversation", _fork),
+    Command("sessions", "", "list the conversations that are kept", _sessions),
+    Command("resume", "[ID]", "go on with another conversation; the newest without ID", _resume),
+    Command("search", "WORDS", "find what was said, in all conversations", _search),
+    Command("title", "[TEXT]", "show or change what this conversation is called", _title),
+    Command("export", "FILE.md|.json|.html", "write this conversation to a file", _export),
+    Command("copy", "", "copy the last answer to the clipboard", _copy),
+)

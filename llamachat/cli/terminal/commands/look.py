@@ -1,0 +1,57 @@
+"""Commands that only show something."""
+
+from __future__ import annotations
+
+from llamachat.chat.message import Conversation
+from llamachat.chat.window import make_window
+from llamachat.cli.opening import OpenChat
+from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
+
+_SHOWN_CHARACTERS = 50
+
+
+def _context(chat: OpenChat, _argument: str) -> Reply:
+    """What is in the window, a line a turn. Tokens are those by which the prompt grows with it."""
+    session = chat.session
+    conversation = session.conversation
+    window = make_window(session.engine.info.n_ctx, session.max_tokens)
+    turns = conversation.turns
+    kept = [i for i in range(len(turns)) if i not in session.left_out]
+    sizes = [_n_tokens(chat, conversation.with_turns(turns[i] for i in kept[: n + 1])) for n in range(len(kept))]
+    n_system = sizes[0] - _n_tokens(chat, Conversation(None, turns[kept[0]])) if kept else 0
+    lines = [f"system{n_system:>7,}"] if n_system else []
+    sizes = [n_system, *sizes]
+    for i, turn in enumerate(turns):
+        place = kept.index(i) if i in kept else None
+        tokens = "left out" if place is None else f"{sizes[place + 1] - sizes[place]:,}"
+        mark = "*" if turn[0].is_pinned else " "
+        beginning = " ".join(turn[0].content.split())[:_SHOWN_CHARACTERS]
+        lines.append(f"{i + 1:>4} {mark}{tokens:>7}  {beginning}")
+    lines.append(f"{sizes[-1]:,} of {window.n_ctx:,} tokens in use; {window.n_reserved:,} are kept for the answer.")
+    if any(turn[0].is_pinned for turn in turns):
+        lines.append("* pinned")
+    return Reply("\n".join(lines))
+
+
+def _n_tokens(chat: OpenChat, conversation: Conversation) -> int:
+    return len(chat.session.template.render(conversation, chat.session.engine.tokenizer).ids)
+
+
+def _prompt(chat: OpenChat, _argument: str) -> Reply:
+    prompt = chat.session.seen()
+    if prompt is None:
+        raise BadCommand("The model has seen nothing yet.", "Ask something first.")
+    return Reply(f"{prompt.text}\n{' '.join(map(str, prompt.ids))}\n{len(prompt.ids):,} tokens")
+
+
+def _stats(chat: OpenChat, _argument: str) -> Reply:
+    if chat.last_answer is None:
+        raise BadCommand("There are no figures yet.", "Ask something first.")
+    return Reply(f"{chat.describe()}\n{chat.describe_stats(chat.last_answer)}")
+
+
+LOOK = (
+    Command("context", "", "what is in the context window, tokens a turn", _context),
+    Command("prompt", "", "what the model sees: text and token ids", _prompt),
+    Command("stats", "", "speed and tokens of the last answer", _stats),
+)

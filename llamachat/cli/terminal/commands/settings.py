@@ -1,0 +1,113 @@
+"""Commands that change how the model answers, or which model does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import typer
+
+from llamachat.cli.opening import OpenChat
+from llamachat.cli.options import parse_adapter
+from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
+from llamachat.engine.base import LoraAdapter
+from llamachat.engine.sampling import SamplingParams
+from llamachat.models.resolve import resolve
+
+Limits = tuple[type[int] | type[float], float, float]
+
+_SAMPLING: dict[str, Limits] = {
+    "temperature": (float, 0.0, 100.0),
+    "top_k": (int, 0, 2**31 - 1),
+    "typical_p": (float, 0.0, 1.0),
+    "top_p": (float, 0.0, 1.0),
+    "min_p": (float, 0.0, 1.0),
+    "repeat_penalty": (float, 0.1, 100.0),
+    "seed": (int, 0, 2**32 - 2),
+}
+_MAX_TOKENS: Limits = (int, 1, 10_000_000)
+_CTX: Limits = (int, 256, 10_000_000)
+"""Name → its type, the lowest and the highest value."""
+
+SETTINGS_NAMES = (*_SAMPLING, "max_tokens", "ctx")
+
+
+def parse_settings(chat: OpenChat, words: Sequence[str]) -> SamplingParams:
+    """The session's sampling with every NAME=VALUE of `words`."""
+    pairs = [word.partition("=") for word in words]
+    if not all(equals for _, equals, _ in pairs):
+        raise BadCommand("Sampling is given as NAME=VALUE.", "For example: /retry temperature=1.0")
+    return chat.session.sampling.override({_name(name): _value(name, value) for name, _, value in pairs})
+
+
+def _set(chat: OpenChat, argument: str) -> Reply:
+    name, value = (*argument.replace("=", " ", 1).split(maxsplit=1), "", "")[:2]
+    if not value:
+        return Reply(_show(chat))
+    match name.replace("-", "_"):
+        case "max_tokens":
+            chat.session.max_tokens = int(_parse(name, value, _MAX_TOKENS))
+        case "ctx":
+            options = replace(chat.options.engine, n_ctx=int(_parse(name, value, _CTX)))
+            chat.reopen(chat.model, options)
+        case _:
+            chat.session.sampling = parse_settings(chat, [f"{name}={value}"])
+    return Reply(f"{name} is {value} now.")
+
+
+def _show(chat: OpenChat) -> str:
+    values: dict[str, object] = {name: getattr(chat.session.sampling, name) for name in _SAMPLING}
+    values |= {"max_tokens": chat.session.max_tokens, "ctx": chat.session.engine.info.n_ctx}
+    unset = {"seed": "a new one each time", "max_tokens": "as many as there is room for"}
+    width = max(map(len, values)) + 2
+    return "\n".join(f"{name:{width}}{unset[name] if value is None else value}" for name, value in values.items())
+
+
+def _name(name: str) -> str:
+    known = name.replace("-", "_")
+    if known not in _SAMPLING:
+        raise BadCommand(f"There is no setting {name}.", f"There are: {', '.join(SETTINGS_NAMES)}.")
+    return known
+
+
+def _value(name: str, text: str) -> float:
+    return _parse(name, text, _SAMPLING[_name(name)])
+
+
+def _parse(name: str, text: str, limits: Limits) -> float:
+    kind, lowest, highest = limits
+    try:
+        value = kind(text)
+    except ValueError:
+        value = -1
+    if not lowest <= value <= highest:
+        noun = "a whole number" if kind is int else "a number"
+        raise BadCommand(f"{name} is {noun} from {lowest:g} to {highest:g}.", f"For example: /set {name} {lowest:g}")
+    return value
+
+
+def _model(chat: OpenChat, argument: str) -> Reply:
+    if not argument:
+        return Reply(chat.describe())
+    adapters = () if argument != chat.model.label else chat.options.engine.adapters
+    chat.reopen(resolve(argument), replace(chat.options.engine, adapters=adapters))
+    return Reply(f"{chat.describe()}\nThe conversation goes on.")
+
+
+def _adapter(chat: OpenChat, argument: str) -> Reply:
+    if not argument:
+        names = [f"{adapter.path.name} × {adapter.scale:g}" for adapter in chat.adapters]
+        return Reply("\n".join(names) if names else "There is no adapter.")
+    try:
+        adapters = [] if argument == "off" else [LoraAdapter(*parse_adapter(argument))]
+    except typer.BadParameter as error:
+        raise BadCommand(error.message.replace("--adapter", "/adapter"), "For example: /adapter my.gguf:0.8") from error
+    chat.reopen(chat.model, replace(chat.options.engine, adapters=adapters))
+    return Reply(chat.describe())
+
+
+SETTINGS = (
+    Command("set", "[NAME VALUE]", "show or change temperature, top_p, seed, max_tokens, ctx, …", _set),
+    Command("model", "[NAME]", "go on with another model", _model),
+    Command("adapter", "[PATH[:SCALE]|off]", "go on with an adapter (LoRA), or without", _adapter),
+)

@@ -1,0 +1,105 @@
+"""Commands that change what has been said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llamachat.cli.format import count
+from llamachat.cli.opening import OpenChat
+from llamachat.cli.question import read_text
+from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
+from llamachat.cli.terminal.commands.settings import parse_settings
+
+_SHOWN_CHARACTERS = 60
+
+
+def _clear(chat: OpenChat, _argument: str) -> Reply:
+    chat.session.start_over(chat.session.conversation.system)
+    chat.attached.clear()
+    return Reply("The conversation starts over.")
+
+
+def _system(chat: OpenChat, argument: str) -> Reply:
+    if not argument:
+        system = chat.session.conversation.system
+        return Reply(f"System prompt: {system}" if system else "There is no system prompt.")
+    chat.session.start_over(None if argument == "-" else argument)
+    change = "removed" if argument == "-" else "set"
+    return Reply(f"System prompt {change}; the conversation starts over.")
+
+
+def _undo(chat: OpenChat, argument: str) -> Reply:
+    n_turns = _number(argument or "1", "/undo takes a number of turns.")
+    if not chat.session.conversation.messages:
+        raise BadCommand("There is nothing to take back.", "Nothing has been said yet.")
+    gone = chat.session.undo(n_turns)
+    return Reply(f"Took back {count(len(gone), 'turn')}, from: {_beginning(gone[0][0].content)}")
+
+
+def _retry(chat: OpenChat, argument: str) -> Reply:
+    _require_turn(chat)
+    sampling = parse_settings(chat, argument.split())
+    return Reply(answer=lambda cancel: chat.session.retry(cancel, sampling))
+
+
+def _edit(chat: OpenChat, argument: str) -> Reply:
+    _require_turn(chat)
+    if argument:
+        return Reply(answer=lambda cancel: chat.session.edit(argument, cancel))
+    return Reply(edit=chat.session.conversation.turns[-1][0].content)
+
+
+def _continue(chat: OpenChat, _argument: str) -> Reply:
+    _require_turn(chat)
+    return Reply(answer=chat.session.go_on)
+
+
+def _pin(chat: OpenChat, argument: str) -> Reply:
+    _require_turn(chat)
+    word, *rest = argument.split() or [""]
+    is_pinned = word != "off"
+    number = " ".join([word, *rest] if is_pinned else rest)
+    n_turns = len(chat.session.conversation.turns)
+    i_turn = _number(number, "/pin takes the number of a turn, as /context shows it.") if number else n_turns
+    if not 1 <= i_turn <= n_turns:
+        raise BadCommand(f"There is no turn {i_turn}.", f"There are {n_turns}; /context shows them.")
+    chat.session.pin(i_turn - 1, is_pinned=is_pinned)
+    return Reply(f"Turn {i_turn} stays in the window." if is_pinned else f"Turn {i_turn} may leave the window.")
+
+
+def _file(chat: OpenChat, argument: str) -> Reply:
+    if not argument:
+        raise BadCommand("/file needs the path of a text file.", "For example: /file notes.txt")
+    path = Path(argument).expanduser()
+    text = read_text(path)
+    chat.attached.append(text)
+    n_tokens = len(chat.session.engine.tokenizer.tokenize(text))
+    return Reply(f"{path.name} ({count(n_tokens, 'token')}) goes before your next message.")
+
+
+def _require_turn(chat: OpenChat) -> None:
+    if not chat.session.conversation.messages:
+        raise BadCommand("Nothing has been said yet.", "Ask something first.")
+
+
+def _number(text: str, problem: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
+        raise BadCommand(problem, "Give a number above 0.")
+    return int(text[:9])
+
+
+def _beginning(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…"
+
+
+TALK = (
+    Command("clear", "", "start over, keeping the system prompt", _clear),
+    Command("undo", "[N]", "take back the last turn, or the last N", _undo),
+    Command("retry", "[NAME=VALUE …]", "answer the last message again, perhaps with other sampling", _retry),
+    Command("edit", "[TEXT]", "change the last message, and have it answered anew", _edit),
+    Command("continue", "", "go on with an answer that was cut short", _continue),
+    Command("system", "[TEXT|-]", "show, set or remove the system prompt; starts over", _system),
+    Command("pin", "[off] [N]", "keep the last turn, or turn N, in the window however full that gets", _pin),
+    Command("file", "PATH", "put a text file before your next message", _file),
+)
