@@ -338,10 +338,9 @@ def test_a_base_model_sees_the_text_and_nothing_else(spm: Vocabulary) -> None:
 
 
 @pytest.mark.parametrize("template", [*_BARE, lambda: Jinja(CHATML_SOURCE)])
-@pytest.mark.parametrize("contents", [[], ["Hi", "Ho"]])
-def test_nothing_to_answer(template: Callable[[], PromptTemplate], contents: list[str]) -> None:
+def test_nothing_to_answer(template: Callable[[], PromptTemplate]) -> None:
     with pytest.raises(BadConversation):
-        template().render(conversation_of(contents, system="S"), FakeTokenizer())
+        template().render(conversation_of([], system="S"), FakeTokenizer())
 
 
 @pytest.mark.parametrize("template", [Llama3, ChatML])

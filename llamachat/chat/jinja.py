@@ -8,18 +8,25 @@ Everything else about a message stays as it is, so that templates may trim, test
 That leaves the tokens that only come about while rendering, when a template trims two messages and puts them side
 by side, or changes their case. So the messages are rendered a second time with *every* such first character
 replaced. As a rule both renderings have the same control tokens; if not, the second one is taken.
+
+A template's markers that are plain text (`tags`) are handled in the same way, so that the template's own can be told
+from those in a message.
+
+An answer to be continued gets one more private-use character at its end, and the rendering is cut there: what a
+template does to an answer it does to this one, too, but for its end.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 from llamachat.chat import sandbox
-from llamachat.chat.prompt import Marker, Part, Text
+from llamachat.chat.prompt import Content, Marker, Part, Text
 from llamachat.engine.base import Tokenizer
+from llamachat.errors import TemplateFailed
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
@@ -29,30 +36,52 @@ Messages = list[dict[str, str]]
 class JinjaRenderer:
     """One template. The date it may ask for is frozen when it is made, so that prompts keep their prefix."""
 
-    def __init__(self, source: str) -> None:
-        """Raise `TemplateFailed` if it does not compile."""
+    def __init__(self, source: str, tags: Sequence[str] = ()) -> None:
+        """`tags` are its markers that are plain text. Raise `TemplateFailed` if it does not compile."""
         self._source = source
+        self._tags = tags
         self._now = datetime.now()
         sandbox.render(source, [], self._now)
 
     def parts(self, messages: Messages, tokenizer: Tokenizer) -> list[Part]:
-        """Render the messages up to the place where the answer begins."""
+        """Render the messages up to the place where the answer begins, or goes on if the last message is one."""
         control = [text for text in tokenizer.control_tokens if text]
-        defusal = _Defusal(messages, control)
-        contexts = [_context(defused, tokenizer) for defused in (defusal.gentle, defusal.thorough)]
-        gentle, thorough = (_split(text, control) for text in sandbox.render(self._source, contexts, self._now))
+        marks = [*control, *(tag for tag in self._tags if tag not in tokenizer.control_tokens)]
+        end = ""
+        if messages[-1]["role"] == "assistant":
+            end = _unused_characters("".join(message["content"] for message in messages), 1)[0]
+            messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + end}]
+        defusal = _Defusal(messages, marks)
+        contexts = [_context(defused, tokenizer, is_open=bool(end)) for defused in (defusal.gentle, defusal.thorough)]
+        rendered = (_cut(text, end) for text in sandbox.render(self._source, contexts, self._now))
+        gentle, thorough = (_split(text, marks) for text in rendered)
         chosen = gentle if _markers(gentle) == _markers(thorough) else thorough
-        return [defusal.undo(part) for part in chosen]
+        return [_tag_as_text(defusal.undo(part), tokenizer) for part in chosen]
 
 
-def _context(messages: Messages, tokenizer: Tokenizer) -> dict[str, object]:
+def _cut(rendered: str, end: str) -> str:
+    """What stands before `end`, if there is one."""
+    if not end:
+        return rendered
+    before, found, _ = rendered.rpartition(end)
+    if not found:
+        raise TemplateFailed("it does not show the answer that is to be continued")
+    return before
+
+
+def _tag_as_text(part: Part, tokenizer: Tokenizer) -> Part:
+    is_tag = isinstance(part, Marker) and part.text not in tokenizer.control_tokens
+    return Text(part.text) if is_tag else part  # type: ignore[union-attr]
+
+
+def _context(messages: Messages, tokenizer: Tokenizer, *, is_open: bool) -> dict[str, object]:
     """The names that transformers gives a template."""
     names = {token_id: text for text, token_id in tokenizer.control_tokens.items()}
     return {
         "messages": messages,
         "tools": None,
         "documents": None,
-        "add_generation_prompt": True,
+        "add_generation_prompt": not is_open,
         "bos_token": names.get(tokenizer.bos_id, "") if tokenizer.bos_id is not None else "",
         "eos_token": names.get(tokenizer.eos_id, "") if tokenizer.eos_id is not None else "",
     }
@@ -62,7 +91,7 @@ class _Defusal:
     """Messages whose control tokens are broken by stand-ins for their first characters, and how to undo it."""
 
     def __init__(self, messages: Messages, control: Iterable[str]) -> None:
-        first_characters = sorted({text[0] for text in control})
+        first_characters = sorted({first for text in control for first in (text[0], text[0].lower(), text[0].upper())})
         everything = "".join(message["content"] for message in messages)
         guard, *unused = _unused_characters(everything, 1 + len(first_characters))
         stand_ins = dict(zip(first_characters, unused, strict=True))
@@ -85,7 +114,7 @@ class _Defusal:
 
     def undo(self, part: Part) -> Part:
         """Put the characters back."""
-        return Text(part.text.translate(self._restore)) if isinstance(part, Text) else part
+        return Content(part.text.translate(self._restore)) if isinstance(part, Text) else part
 
 
 def _with_contents(messages: Messages, change: Callable[[str], str]) -> Messages:

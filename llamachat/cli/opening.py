@@ -57,8 +57,8 @@ class OpenChat:
 
     @property
     def default_system(self) -> str | None:
-        """The system prompt that the model comes with."""
-        return self.model.system
+        """The system prompt that the model comes with, or its family's."""
+        return self.model.system or self.choice.template.system
 
     def reopen(self, model: StoredModel, options: EngineOptions) -> None:
         """Go on with another model, or the same one opened otherwise. If that fails everything is as it was."""
@@ -197,12 +197,13 @@ def _open_session(stored: StoredModel, options: ChatOptions) -> Iterator[OpenCha
     engine, adapters = _open_engine(stored, options.engine)
     try:
         choice = _choose_template(stored, engine, options)
-        system = options.system if options.system is not None else stored.system
+        default_system = stored.system or choice.template.system
+        system = options.system if options.system is not None else default_system
         session = Session(
             engine,
             choice.template,
             _sampling(stored, choice, engine.info.metadata, options),
-            system=system or None,
+            system=system or choice.template.no_system,
             max_tokens=options.max_tokens,
             stop=options.stop,
             overflow=options.overflow,

@@ -32,6 +32,8 @@ def prompt(
     from llamachat.models.resolve import resolve
 
     conversation = parse_messages(_read_json(messages))
+    if not conversation.awaits_answer:
+        raise BadConversation("There is nothing to answer.", "End the conversation with a user message.")
     found = resolve(model)
     if conversation.system is None and found.system is not None:
         conversation = Conversation(found.system, conversation.messages)

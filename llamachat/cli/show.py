@@ -53,8 +53,8 @@ def _facts(model: StoredModel) -> dict[str, Any]:
             **summary(model),
             "template": choice.template.name,
             "template_reason": choice.reason,
-            "system": model.system,
-            "sampling": {**recommended(metadata), **model.sampling},
+            "system": model.system or choice.template.system,
+            "sampling": {**recommended(metadata), **choice.template.sampling, **model.sampling},
             "n_vocab": tokenizer.n_vocab,
         }
     if model.manifest:

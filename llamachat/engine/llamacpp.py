@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import sys
 import threading
@@ -51,6 +52,9 @@ _ROPE_SCALING = {
     "linear": llama_cpp.LLAMA_ROPE_SCALING_TYPE_LINEAR,
     "yarn": llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
 }
+_MARKER = re.compile(r"<\|.+\|>|<step>")
+"""Tokens that steer a model although some vocabularies have them as words of the user's."""
+
 _KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
 
 
@@ -92,12 +96,15 @@ class LlamaTokenizer:
     @cached_property
     def control_tokens(self) -> Mapping[str, int]:
         """See `Tokenizer`."""
-        text = llama_cpp.llama_vocab_get_text
-        return {
-            text(self._vocab, token_id).decode("utf-8", "replace"): token_id
-            for token_id in range(self.n_vocab)
-            if llama_cpp.llama_vocab_is_control(self._vocab, token_id)
-        }
+        attributes = llama_cpp.llama_vocab_get_attr
+        control = {}
+        for token_id in range(self.n_vocab):
+            kind = attributes(self._vocab, token_id)
+            if kind & (llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED):
+                text = llama_cpp.llama_vocab_get_text(self._vocab, token_id).decode("utf-8", "replace")
+                if kind & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL or _MARKER.fullmatch(text):
+                    control[text] = token_id
+        return control
 
     @cached_property
     def _wants_nfc(self) -> bool:

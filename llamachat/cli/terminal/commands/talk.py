@@ -23,7 +23,7 @@ def _system(chat: OpenChat, argument: str) -> Reply:
     if not argument:
         system = chat.session.conversation.system
         return Reply(f"System prompt: {system}" if system else "There is no system prompt.")
-    chat.session.start_over(None if argument == "-" else argument)
+    chat.session.start_over(chat.session.template.no_system if argument == "-" else argument)
     change = "removed" if argument == "-" else "set"
     return Reply(f"System prompt {change}; the conversation starts over.")
 

@@ -1,0 +1,69 @@
+"""What every family's template has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llamachat.chat.message import Conversation
+from llamachat.chat.prompt import Part, Prompt, assemble
+from llamachat.engine.base import Tokenizer
+from llamachat.errors import BadConversation
+
+
+class PromptTemplate(ABC):
+    """How one family of models wants to be talked to."""
+
+    name: str
+    stop: tuple[str, ...] = ()
+    sampling: ClassVar[Mapping[str, float | int]] = {}
+    system: str | None = None
+    """The family's own system prompt: it is there where a conversation has none."""
+    tags: tuple[str, ...] = ()
+    """The family's markers that are plain text; what people write is kept from passing for one."""
+    is_chat = True
+
+    @property
+    def no_system(self) -> str | None:
+        """What a conversation has that is to go without a system prompt: None would bring the family's own."""
+        return None if self.system is None else ""
+
+    def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Prompt:
+        """The prompt for the next answer, or for the rest of one.
+
+        If the last message is the assistant's, the prompt ends in the middle of it, to be continued. Raises
+        `BadConversation` if there is no message, and `TemplateFailed` if the model lacks what the family needs.
+        """
+        if not conversation.messages:
+            raise BadConversation("There is nothing to answer.", "Begin the conversation with a user message.")
+        return assemble(self.parts(conversation, tokenizer), tokenizer, self.tags)
+
+    @abstractmethod
+    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
+        """The prompt in pieces, BOS included."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and, unless it is still to come, its answer."""
+
+    question: str
+    answer: str | None
+    is_finished: bool
+    """Whether another turn follows; only then is the answer ended by a marker."""
+
+
+def turns_of(conversation: Conversation) -> Iterator[Turn]:
+    """The conversation as questions and answers."""
+    last = len(conversation.turns) - 1
+    for i, (question, *answer) in enumerate(conversation.turns):
+        yield Turn(question.content, answer[0].content if answer else None, i < last)
+
+
+def messages_of(conversation: Conversation, default_system: str | None = None) -> list[dict[str, str]]:
+    """The messages with the system prompt first: the conversation's or else the family's."""
+    if conversation.system is None and default_system is not None:
+        conversation = Conversation(default_system, conversation.messages)
+    return conversation.all_messages()

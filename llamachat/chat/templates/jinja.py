@@ -1,0 +1,41 @@
+"""The checkpoint's own template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llamachat.chat.jinja import JinjaRenderer
+from llamachat.chat.message import Conversation
+from llamachat.chat.prompt import Marker, Part, Text, TokenId
+from llamachat.chat.templates.base import PromptTemplate
+from llamachat.chat.templates.code_llama import CodeLlama70b
+from llamachat.chat.templates.llama2 import Llama2
+from llamachat.chat.templates.plain_text import Alpaca, Llama2Chinese, Vicuna, Zephyr
+from llamachat.engine.base import Tokenizer
+
+_PLAIN_TEXT_FAMILIES: tuple[type[PromptTemplate], ...] = (Llama2, CodeLlama70b, Vicuna, Alpaca, Llama2Chinese, Zephyr)
+_TAGS = (
+    *(tag for family in _PLAIN_TEXT_FAMILIES for tag in family.tags),
+    *("### System:", "### User:", "### Human:", "### Assistant:", "User:", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+)
+"""Markers that are plain text for want of a control token, in the families known here and in common ones besides."""
+
+
+class Jinja(PromptTemplate):
+    """The checkpoint's own template, from the GGUF header, in a sandbox."""
+
+    name = "jinja"
+
+    def __init__(self, source: str) -> None:
+        """Raise `TemplateFailed` if it does not compile."""
+        self.tags = tuple(tag for tag in _TAGS if tag in source)
+        self._renderer = JinjaRenderer(source, self.tags)
+
+    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
+        """See `PromptTemplate`. A BOS the template does not write is added if the model expects one."""
+        parts = self._renderer.parts(conversation.all_messages(), tokenizer)
+        first = next((part for part in parts if not (isinstance(part, Text) and part.text.isspace())), None)
+        has_bos = isinstance(first, Marker) and tokenizer.control_tokens.get(first.text) == tokenizer.bos_id
+        if tokenizer.adds_bos and not has_bos:
+            yield TokenId(tokenizer.bos_id)
+        yield from parts
