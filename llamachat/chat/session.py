@@ -187,27 +187,33 @@ class Session:
 
     def retry(self, cancel: threading.Event, sampling: SamplingParams | None = None) -> Iterator[SessionEvent]:
         """Ask the last question again, perhaps with other sampling; the new answer takes the old one's place."""
-        question = self.unanswered or self._last_turn()[0]
-        before = self.conversation if self.unanswered else self._without_last()
+        question = self.require_question()
+        before = self._before_question()
         asked = replace(before, messages=(*before.messages, question))
         return self._answer(asked, cancel, sampling or self.sampling)
 
     def edit(self, text: str, cancel: threading.Event) -> Iterator[SessionEvent]:
         """Ask something else in place of the last question."""
-        self._last_turn()
-        return self._answer(self._without_last().with_message("user", text), cancel, self.sampling)
+        self.require_question()
+        return self._answer(self._before_question().with_message("user", text), cancel, self.sampling)
 
     def go_on(self, cancel: threading.Event) -> Iterator[SessionEvent]:
         """Continue the last answer where it ended; the `Answer` holds all of it."""
-        self._last_turn()
+        if not self.conversation.messages:
+            raise BadConversation("There is no answer to go on with.", "Ask something first.")
         return self._answer(self.conversation, cancel, self.sampling)
 
-    def _last_turn(self) -> tuple[Message, ...]:
+    def require_question(self) -> Message:
+        """What the user said last, answered or not. Raises `BadConversation` before anything was said."""
+        if self.unanswered:
+            return self.unanswered
         if not self.conversation.messages:
             raise BadConversation("Nothing has been said yet.", "Ask something first.")
-        return self.conversation.turns[-1]
+        return self.conversation.turns[-1][0]
 
-    def _without_last(self) -> Conversation:
+    def _before_question(self) -> Conversation:
+        if self.unanswered:
+            return self.conversation
         return self.conversation.with_turns(self.conversation.turns[:-1])
 
     def _fit(self, asked: Conversation) -> Fit:
@@ -267,6 +273,7 @@ class Session:
                         yield answer
         finally:
             if not finished:
+                self.unanswered = asked.messages[-1] if asked.awaits_answer else None
                 self.record.give_up(content)
         return finished
 

@@ -55,11 +55,6 @@ class OpenChat:
     """Texts of files that go before the next message."""
     last_answer: Answer | None = None
 
-    @property
-    def default_system(self) -> str | None:
-        """The system prompt that the model comes with, or its family's."""
-        return self.model.system or self.choice.template.system
-
     def reopen(self, model: StoredModel, options: EngineOptions) -> None:
         """Go on with another model, or the same one opened otherwise. If that fails everything is as it was."""
         changed = replace(self.options, engine=options)
@@ -80,7 +75,6 @@ class OpenChat:
             self.record.adopt(stored)
         self.session.go_on_from(stored.conversation)
         self.session.unanswered = stored.unanswered
-        self.last_answer = None
 
     def window_advice(self, error: PromptTooLong) -> str:
         """What would make room for a prompt that is too long, and what that costs in memory."""

@@ -52,6 +52,7 @@ _ROPE_SCALING = {
     "linear": llama_cpp.LLAMA_ROPE_SCALING_TYPE_LINEAR,
     "yarn": llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
 }
+
 _MARKER = re.compile(r"<\|.+\|>|<step>")
 """Tokens that steer a model although some vocabularies have them as words of the user's."""
 

@@ -101,7 +101,7 @@ def _next_line(reader: Reader, *, interrupted: bool) -> str | None:
 
 def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
     """Stream one answer and an empty line; return whether it was interrupted. An error costs this turn only."""
-    interrupted = False
+    shown, interrupted = "", False
     try:
         with cancel_on_interrupt() as cancel, PrefillNotice() as notice:
             for event in answer(cancel):
@@ -113,10 +113,11 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
                     case TextPiece(piece):
                         notice.close()
                         out.text(piece, end="")
+                        shown = piece
                     case Answer():
                         notice.close()
                         interrupted = event.finish_reason == "interrupted"
-                        _finish(chat, event, show_stats=show_stats)
+                        _finish(chat, event, shown, show_stats=show_stats)
     except PromptTooLong as error:
         out.error(str(error), chat.window_advice(error))
     except LlamachatError as error:
@@ -125,11 +126,12 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
     return interrupted
 
 
-def _finish(chat: OpenChat, answer: Answer, *, show_stats: bool) -> None:
-    if answer.content and not answer.content.endswith("\n"):
+def _finish(chat: OpenChat, answer: Answer, shown: str, *, show_stats: bool) -> None:
+    """What follows an answer; `shown` is the last piece of it, if there was any."""
+    if shown and not shown.endswith("\n"):
         out.text("")
     chat.last_answer = answer
-    ending = _ENDINGS.get((answer.finish_reason, bool(answer.content)))
+    ending = _ENDINGS.get((answer.finish_reason, bool(shown)))
     if ending:
         out.note(ending)
     if show_stats:
@@ -138,9 +140,9 @@ def _finish(chat: OpenChat, answer: Answer, *, show_stats: bool) -> None:
 
 _ENDINGS = {
     ("stop", False): "(the model has nothing to say)",
-    ("interrupted", False): "(interrupted before the answer began; the question is forgotten)",
-    ("interrupted", True): "(interrupted)",
+    ("interrupted", False): "(interrupted before the answer began; /retry asks again)",
+    ("interrupted", True): "(interrupted; /continue goes on)",
     ("length", False): "(there was no room for an answer)",
-    ("length", True): "(the answer reached its token limit or the end of the context window)",
+    ("length", True): "(the answer reached its token limit or the end of the context window; /continue goes on)",
 }
-"""By finish reason and whether there is an answer."""
+"""By finish reason and whether anything was shown."""

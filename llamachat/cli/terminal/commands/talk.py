@@ -37,16 +37,16 @@ def _undo(chat: OpenChat, argument: str) -> Reply:
 
 
 def _retry(chat: OpenChat, argument: str) -> Reply:
-    _require_turn(chat)
+    chat.session.require_question()
     sampling = parse_settings(chat, argument.split())
     return Reply(answer=lambda cancel: chat.session.retry(cancel, sampling))
 
 
 def _edit(chat: OpenChat, argument: str) -> Reply:
-    _require_turn(chat)
+    question = chat.session.require_question()
     if argument:
         return Reply(answer=lambda cancel: chat.session.edit(argument, cancel))
-    return Reply(edit=chat.session.conversation.turns[-1][0].content)
+    return Reply(edit=question.content)
 
 
 def _continue(chat: OpenChat, _argument: str) -> Reply:

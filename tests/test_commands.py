@@ -1,0 +1,212 @@
+"""Slash commands without a terminal: what they say, what they do to the conversation, and what the history keeps."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llamachat.chat.history import History
+from llamachat.chat.record import HistoryRecord
+from llamachat.chat.session import Answer, Session
+from llamachat.chat.templates import ChatML, TemplateChoice
+from llamachat.cli.opening import ChatOptions, OpenChat
+from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command
+from llamachat.engine.base import EngineOptions
+from llamachat.engine.sampling import SamplingParams
+from llamachat.errors import HistoryFailed, LlamachatError
+from llamachat.models.store import StoredModel
+from llamachat.paths import history_path
+from support.fake_engine import FakeEngine, Step
+
+
+class Talk:
+    """A chat with a scripted engine, and a history in a home of its own."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine(n_ctx=600)
+        session = Session(self.engine, ChatML(), SamplingParams(temperature=0.5), system="Be brief.")
+        options = ChatOptions(EngineOptions(), {})
+        self.chat = OpenChat(
+            options, StoredModel("fake", "q8_0", Path("/nowhere.gguf")), session, TemplateChoice(ChatML(), "asked for")
+        )
+        self.troubles: list[HistoryFailed] = []
+        self.history = History(history_path())
+        self.chat.record = session.record = HistoryRecord(self.history, self.chat.facts, self.troubles.append)
+
+    def say(self, text: str, *answer: Step) -> Answer:
+        """A message and what the model says to it."""
+        self.engine.answers.append(answer)
+        *_, last = self.chat.session.send(text, threading.Event())
+        assert isinstance(last, Answer)
+        self.chat.last_answer = last
+        return last
+
+    def do(self, line: str, *answer: Step) -> Reply:
+        """A command, and the model's answer where it asks for one."""
+        reply = run_command(line, self.chat)
+        if reply.answer:
+            self.engine.answers.append(answer)
+            list(reply.answer(threading.Event()))
+        return reply
+
+    def contents(self) -> list[str]:
+        return [message.content for message in self.chat.session.conversation.messages]
+
+    def stored(self) -> list[str]:
+        """What would be there after a restart."""
+        assert self.chat.record is not None
+        assert self.chat.record.session_id is not None
+        with History(history_path()) as again:
+            conversation = again.load(self.chat.record.session_id).conversation
+        return [message.content for message in conversation.messages]
+
+
+@pytest.fixture
+def talk(home: Path) -> Iterator[Talk]:
+    home.mkdir()
+    talk = Talk()
+    yield talk
+    talk.history.close()
+
+
+def test_undo_retry_edit_and_continue_are_kept(talk: Talk) -> None:
+    talk.say("One", b"1")
+    talk.say("Two", b"2")
+    talk.say("Three", b"3")
+    assert talk.do("/undo 2").text == "Took back 2 turns, from: Two"
+    assert talk.contents() == talk.stored() == ["One", "1"]
+    talk.do("/retry temperature=1.5 top-k=7", b"uno")
+    assert talk.contents() == talk.stored() == ["One", "uno"]
+    sampling = talk.engine.requests[-1].sampling
+    assert (sampling.temperature, sampling.top_k) == (1.5, 7)
+    assert talk.chat.session.sampling.temperature == 0.5, "for this answer only"
+    talk.do("/edit Eins", b"one ")
+    assert talk.contents() == talk.stored() == ["Eins", "one "]
+    talk.do("/continue", b"more")
+    assert talk.contents() == talk.stored() == ["Eins", "one more"]
+    assert talk.engine.prompts[-1].endswith("assistant\none ")
+    tree = talk.history.tree(1)
+    assert {stored.message.content for stored in tree.messages} >= {"1", "uno", "Two", "2", "Three", "3", "one more"}
+    assert not talk.troubles
+
+
+def test_edit_without_words_gives_the_last_message_to_the_line_editor(talk: Talk) -> None:
+    talk.say("One", b"1")
+    assert talk.do("/edit").edit == "One"
+
+
+def test_an_answer_that_never_began_can_be_asked_for_again(talk: Talk) -> None:
+    talk.say("One", b"1")
+    cancel = threading.Event()
+    talk.engine.answers.append([cancel.set])
+    *_, last = talk.chat.session.send("Two", cancel)
+    assert isinstance(last, Answer)
+    assert (last.content, last.finish_reason) == ("", "interrupted")
+    assert talk.contents() == talk.stored() == ["One", "1"]
+    assert talk.do("/edit").edit == "Two"
+    talk.do("/retry", b"2")
+    assert talk.contents() == talk.stored() == ["One", "1", "Two", "2"]
+    talk.do("/retry", b"two")
+    assert talk.contents() == ["One", "1", "Two", "two"]
+
+
+def test_fork_leaves_the_other_conversation_alone(talk: Talk) -> None:
+    talk.say("One", b"1")
+    talk.say("Two", b"2")
+    assert talk.do("/fork elsewhere").text.startswith("Conversation 2 begins as a copy of 1")
+    talk.do("/undo")
+    talk.say("Drei", b"3")
+    assert talk.stored() == ["One", "1", "Drei", "3"]
+    assert talk.do("/title").text == "elsewhere"
+    assert talk.do("/resume 1").text == "Conversation 1 goes on after 2 turns: One"
+    assert talk.contents() == ["One", "1", "Two", "2"]
+    assert "    1  " in talk.do("/sessions").text
+    talk.do("/title Counting")
+    assert talk.do("/resume elsewhere").text.startswith("Conversation 2 goes on after 2 turns")
+    assert talk.contents() == ["One", "1", "Drei", "3"]
+
+
+def test_search_export_and_copy(talk: Talk, tmp_path: Path) -> None:
+    talk.say("湖水为什么结冰？", "因为冷。".encode())
+    assert "因为冷" in talk.do("/search 因为冷").text
+    assert talk.do("/search nothing-like-it").text == "Nothing that was said holds 'nothing-like-it'."
+    for name in ("a.md", "a.html", "a.json"):
+        assert talk.do(f"/export {tmp_path / name}").text == f"Written to {tmp_path / name}."
+        assert "因为冷" in (tmp_path / name).read_text("utf-8")
+    json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert talk.do("/copy").copy == "因为冷。"
+
+
+def test_context_and_pin(talk: Talk) -> None:
+    for i in range(6):
+        talk.say(f"{i}" + "x" * 90, b"y")
+        if i == 0:
+            assert talk.do("/pin").text == "Turn 1 stays in the window."
+    shown = talk.do("/context").text.splitlines()
+    assert shown[0].startswith("system ")
+    assert shown[1].startswith("   1 *")
+    assert "left out" in shown[2]
+    n_used = len(talk.chat.session.seen().ids)  # type: ignore[union-attr]
+    assert shown[-2] == f"{n_used} of 600 tokens in use; 75 are kept for the answer."
+    sizes = [int(line[6:13]) for line in shown[:-2] if "left out" not in line]
+    assert sum(sizes) == n_used
+    assert talk.do("/pin off 1").text == "Turn 1 may leave the window."
+    with pytest.raises(LlamachatError, match="no turn 9"):
+        talk.do("/pin 9")
+    assert str(n_used) in talk.do("/prompt").text.splitlines()[-1]
+
+
+def test_a_file_goes_before_the_next_message(talk: Talk, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Facts. 冰", "utf-8")
+    assert talk.do(f"/file {path}").text == f"a.txt ({len('Facts. 冰'.encode())} tokens) goes before your next message."
+    assert talk.chat.attached == ["Facts. 冰"]
+    path.write_bytes(b"\0\1")
+    with pytest.raises(LlamachatError, match="binary"):
+        talk.do(f"/file {path}")
+
+
+def test_set(talk: Talk) -> None:
+    talk.do("/set temperature 0.1")
+    talk.do("/set top-p=0.3")
+    talk.do("/set max_tokens 1")
+    assert talk.chat.session.sampling == SamplingParams(temperature=0.1, top_p=0.3)
+    assert talk.say("One", b"1", b"2").content == "1"
+    assert "temperature     0.1" in talk.do("/set").text
+    for bad in ("/set temperature hot", "/set top_p 2", "/set nothing 1", "/set seed -1", "/retry temperature"):
+        with pytest.raises(LlamachatError):
+            talk.do(bad)
+
+
+@pytest.mark.parametrize(
+    "line", ["/undo", "/retry", "/edit", "/edit x", "/continue", "/pin", "/prompt", "/copy", "/stats"]
+)
+def test_before_anything_was_said(line: str, talk: Talk) -> None:
+    with pytest.raises(LlamachatError) as refused:
+        talk.do(line, b"never")
+    assert refused.value.next_step
+    assert not talk.engine.requests
+
+
+def test_an_unknown_command_is_not_sent(talk: Talk) -> None:
+    assert "Did you mean /retry" in talk.do("/rety").text
+    assert not talk.engine.requests
+
+
+def test_help_names_every_command(talk: Talk) -> None:
+    shown = talk.do("/help").text
+    assert all(name in shown for name in COMMANDS)
+
+
+def test_a_history_that_fails_costs_only_the_saving(talk: Talk) -> None:
+    talk.say("One", b"1")
+    history_path().unlink()
+    talk.history._database._connection.execute("PRAGMA query_only = ON")  # the disk refuses
+    talk.say("Two", b"2")
+    talk.say("Three", b"3")
+    assert talk.contents() == ["One", "1", "Two", "2", "Three", "3"]
+    assert len(talk.troubles) == 1, "told once"
