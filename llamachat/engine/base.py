@@ -62,6 +62,8 @@ class GenerationRequest:
     """Go on past end-of-generation tokens; for measuring."""
     cut: Cut | None = None
     """What to take out of the KV cache, so that what followed it there need not be evaluated again."""
+    grammar: str | None = None
+    """GBNF that the answer obeys, from its rule `root`; it ends when that is complete. See `check_grammar`."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ evaluates what differs from the last one.
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import os
 import re
@@ -16,13 +17,14 @@ import threading
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 from gguf import LlamaFileType
 from llama_cpp import _ggml
 
@@ -64,33 +66,33 @@ class LlamaTokenizer:
 
     def __init__(self, model: int) -> None:
         self._model = model
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self.vocab = llama_cpp.llama_model_get_vocab(model)
         self._pieces: dict[int, bytes] = {}
 
     @cached_property
     def n_vocab(self) -> int:
         """See `Tokenizer`."""
-        return int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        return int(llama_cpp.llama_vocab_n_tokens(self.vocab))
 
     @cached_property
     def bos_id(self) -> int | None:
         """See `Tokenizer`."""
-        return _token_or_none(llama_cpp.llama_vocab_bos(self._vocab))
+        return _token_or_none(llama_cpp.llama_vocab_bos(self.vocab))
 
     @cached_property
     def eos_id(self) -> int | None:
         """See `Tokenizer`."""
-        return _token_or_none(llama_cpp.llama_vocab_eos(self._vocab))
+        return _token_or_none(llama_cpp.llama_vocab_eos(self.vocab))
 
     @cached_property
     def adds_bos(self) -> bool:
         """See `Tokenizer`."""
-        return bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
+        return bool(llama_cpp.llama_vocab_get_add_bos(self.vocab))
 
     @cached_property
     def adds_space_prefix(self) -> bool:
         """See `Tokenizer`."""
-        if llama_cpp.llama_vocab_type(self._vocab) != _SPM:
+        if llama_cpp.llama_vocab_type(self.vocab) != _SPM:
             return False
         return self.piece(self.tokenize("a")[0]).startswith(b" ")
 
@@ -100,9 +102,9 @@ class LlamaTokenizer:
         attributes = llama_cpp.llama_vocab_get_attr
         control = {}
         for token_id in range(self.n_vocab):
-            kind = attributes(self._vocab, token_id)
+            kind = attributes(self.vocab, token_id)
             if kind & (llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED):
-                text = llama_cpp.llama_vocab_get_text(self._vocab, token_id).decode("utf-8", "replace")
+                text = llama_cpp.llama_vocab_get_text(self.vocab, token_id).decode("utf-8", "replace")
                 if kind & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL or _MARKER.fullmatch(text):
                     control[text] = token_id
         return control
@@ -123,7 +125,7 @@ class LlamaTokenizer:
         return {
             self.piece(token_id): token_id
             for token_id in range(self.n_vocab)
-            if attributes(self._vocab, token_id) & llama_cpp.LLAMA_TOKEN_ATTR_BYTE
+            if attributes(self.vocab, token_id) & llama_cpp.LLAMA_TOKEN_ATTR_BYTE
         }
 
     def tokenize(self, text: str) -> list[int]:
@@ -146,7 +148,7 @@ class LlamaTokenizer:
         data = text.encode("utf-8", "replace")
         capacity = len(data) + 2
         ids = (llama_cpp.llama_token * capacity)()
-        n_ids = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, capacity, False, False)
+        n_ids = llama_cpp.llama_tokenize(self.vocab, data, len(data), ids, capacity, False, False)
         if n_ids < 0:
             raise EngineFailed("the text could not be tokenized")
         return ids[:n_ids]
@@ -159,15 +161,20 @@ class LlamaTokenizer:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            n_bytes = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, size, 0, False)
+            n_bytes = llama_cpp.llama_token_to_piece(self.vocab, token_id, buffer, size, 0, False)
             if n_bytes >= 0:
                 self._pieces[token_id] = buffer.raw[:n_bytes]
                 return self._pieces[token_id]
             size = -n_bytes
 
+    @cached_property
+    def unwritten_ids(self) -> Sequence[int]:
+        """Control tokens that do not end a generation: they have a name, but put nothing into an answer."""
+        return [token_id for token_id in self._control_texts if not self.is_eog(token_id)]
+
     def is_eog(self, token_id: int) -> bool:
         """Whether the token ends a generation."""
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token_id))
+        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token_id))
 
 
 class LlamaEngine:
@@ -301,9 +308,9 @@ class LlamaEngine:
         self, request: GenerationRequest, cancel: threading.Event, generated: list[float]
     ) -> Generator[Event, None, FinishReason]:
         """Sample and evaluate token after token; `generated` collects when each one came."""
-        with _sampler(request, self.tokenizer.n_vocab) as sampler:
+        with _sampling(request, self._context, self.tokenizer) as next_token:
             while not cancel.is_set():
-                token_id = llama_cpp.llama_sampler_sample(sampler, self._context, -1)
+                token_id = next_token()
                 if self.tokenizer.is_eog(token_id) and not request.ignore_eog:
                     return "stop"
                 generated.append(time.monotonic())
@@ -364,6 +371,92 @@ def build_description() -> str:
     """The version of the bindings and the instruction sets llama.cpp was built for."""
     _quiet_log()
     return f"llama-cpp-python {llama_cpp.__version__} ({llama_cpp.llama_print_system_info().decode().strip(' |')})"
+
+
+@contextmanager
+def _sampling(request: GenerationRequest, context: Any, tokenizer: LlamaTokenizer) -> Iterator[Callable[[], int]]:
+    """What chooses the next token from the logits, for one generation."""
+    with _sampler(request, tokenizer.n_vocab) as chain:
+        if request.grammar is None:
+            yield lambda: llama_cpp.llama_sampler_sample(chain, context, -1)
+            return
+        grammar = llama_cpp.llama_sampler_init_grammar(tokenizer.vocab, request.grammar.encode(), b"root")
+        if not grammar:
+            raise EngineFailed("it does not take the grammar")
+        try:
+            yield _GrammarSampling(context, chain, grammar, tokenizer).next_token
+        finally:
+            llama_cpp.llama_sampler_free(grammar)
+
+
+class _GrammarSampling:
+    """Chooses tokens that a grammar allows, as llama.cpp's common/sampling.cpp does.
+
+    The chain chooses freely first. Only where the grammar refuses that token are all of them held against the
+    grammar, which takes longer. llama.cpp's grammar takes control tokens for their names and some invalid UTF-8
+    for characters; neither would be in the answer, so both are refused here.
+    """
+
+    def __init__(self, context: Any, chain: Any, grammar: Any, tokenizer: LlamaTokenizer) -> None:
+        self._context, self._chain, self._grammar, self._tokenizer = context, chain, grammar, tokenizer
+        self._unwritten = np.array(tokenizer.unwritten_ids, dtype=np.int32)
+        self._ids = np.arange(tokenizer.n_vocab, dtype=np.int32)
+        self._candidates = np.zeros(tokenizer.n_vocab, dtype=np.dtype(llama_cpp.llama_token_data))
+        self._text = codecs.getincrementaldecoder("utf-8")()
+
+    def next_token(self) -> int:
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, -1), shape=self._ids.shape)
+        token_id = self._choose(logits)
+        if token_id in self._unwritten or not self._is_text(token_id) or not self._is_allowed(token_id):
+            token_id = self._choose_allowed(logits)
+        llama_cpp.llama_sampler_accept(self._chain, token_id)
+        llama_cpp.llama_sampler_accept(self._grammar, token_id)
+        self._text.decode(self._tokenizer.piece(token_id))
+        return token_id
+
+    def _choose_allowed(self, logits: Any) -> int:
+        self._fill(logits)
+        self._candidates["logit"][self._unwritten] = -np.inf
+        self._apply(self._grammar, self._candidates)
+        allowed = self._candidates["logit"].copy()
+        while np.isfinite(allowed).any():
+            token_id = self._choose(allowed)
+            if self._is_text(token_id):
+                return token_id
+            allowed[token_id] = -np.inf
+        raise EngineFailed("the grammar asks for something that no token of this model can write")
+
+    def _choose(self, logits: Any) -> int:
+        self._fill(logits)
+        chosen = self._apply(self._chain, self._candidates)
+        return int(chosen.data[chosen.selected].id)
+
+    def _fill(self, logits: Any) -> None:
+        self._candidates["id"], self._candidates["logit"] = self._ids, logits
+
+    def _is_allowed(self, token_id: int) -> bool:
+        candidate = np.zeros(1, dtype=self._candidates.dtype)
+        candidate["id"], candidate["logit"] = token_id, 1.0
+        self._apply(self._grammar, candidate)
+        return bool(np.isfinite(candidate["logit"][0]))
+
+    def _is_text(self, token_id: int) -> bool:
+        """Whether the answer is still the beginning of valid UTF-8 with this token, or whole before an EOG token."""
+        before = self._text.getstate()
+        try:
+            self._text.decode(self._tokenizer.piece(token_id), final=self._tokenizer.is_eog(token_id))
+        except UnicodeDecodeError:
+            return False
+        finally:
+            self._text.setstate(before)
+        return True
+
+    @staticmethod
+    def _apply(sampler: Any, candidates: Any) -> Any:
+        data = candidates.ctypes.data_as(llama_cpp.llama_token_data_p)
+        array = llama_cpp.llama_token_data_array(data, candidates.size, -1, False)
+        llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
+        return array
 
 
 @contextmanager
