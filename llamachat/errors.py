@@ -392,6 +392,29 @@ class EngineFailed(LlamachatError):
         super().__init__(f"llama.cpp failed: {problem}.", "Try a smaller --ctx, or LLAMACHAT_DEBUG=1 for its messages.")
 
 
+class BadGrammar(LlamachatError):
+    """A grammar that answers cannot be held to; `problem` says what is wrong, and where."""
+
+    def __init__(self, source: Path | str, problem: str) -> None:
+        super().__init__(
+            f"{source}: the grammar cannot be used: {problem}.",
+            "Correct it; GBNF is described at https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md",
+        )
+        self.problem = problem
+
+
+class BadSchema(LlamachatError):
+    """A JSON Schema that no grammar can be made of; `place` is a JSON pointer into it."""
+
+    def __init__(self, source: Path | str, place: str, problem: str) -> None:
+        super().__init__(
+            f"{source}: the schema cannot be used: at {place or 'its root'}, {problem}.",
+            "Change that part of the schema, or write a grammar for --grammar.",
+        )
+        self.place = place
+        self.problem = problem
+
+
 class CannotRead(LlamachatError):
     """An input file that cannot be read as text."""
 
