@@ -403,12 +403,16 @@ class BadGrammar(LlamachatError):
         self.problem = problem
 
 
+_MAX_PLACE = 100
+
+
 class BadSchema(LlamachatError):
     """A JSON Schema that no grammar can be made of; `place` is a JSON pointer into it."""
 
     def __init__(self, source: Path | str, place: str, problem: str) -> None:
+        shown = place if len(place) <= _MAX_PLACE else f"…{place[-_MAX_PLACE:]}"
         super().__init__(
-            f"{source}: the schema cannot be used: at {place or 'its root'}, {problem}.",
+            f"{source}: the schema cannot be used: at {shown or 'its root'}, {problem}.",
             "Change that part of the schema, or write a grammar for --grammar.",
         )
         self.place = place

@@ -118,8 +118,12 @@ class Session:
         stop: Sequence[str] = (),
         overflow: Overflow = "drop",
         record: Record | None = None,
+        grammar: str | None = None,
     ) -> None:
-        """`max_tokens` limits each answer; `stop` adds to the template's own stop strings."""
+        """`max_tokens` limits each answer; `stop` adds to the template's own stop strings.
+
+        With a `grammar` (GBNF) answers obey it from their first byte to their last, and stop strings mean nothing.
+        """
         self.engine = engine
         self.template = template
         self.sampling = sampling
@@ -131,6 +135,7 @@ class Session:
         self.record: Record = record or NoRecord()
         self.unanswered: Message | None = None
         """What the user said last, if it was never answered. It is not in the conversation; `retry` asks it again."""
+        self.grammar = grammar
         self._own_stop = tuple(stop)
 
     def change(self, engine: Engine, template: PromptTemplate, sampling: SamplingParams) -> None:
@@ -201,6 +206,8 @@ class Session:
         """Continue the last answer where it ended; the `Answer` holds all of it."""
         if not self.conversation.messages:
             raise BadConversation("There is no answer to go on with.", "Ask something first.")
+        if self.grammar:
+            raise BadConversation("A grammar holds whole answers only.", "Have it answered anew with /retry.")
         return self._answer(self.conversation, cancel, self.sampling)
 
     def require_question(self) -> Message:
@@ -237,7 +244,7 @@ class Session:
         if fitted.n_turns:
             yield LeftOut(fitted.n_turns, fitted.n_tokens, n_prompt, n_ctx, fitted.cut is not None)
         asked = self.record.begin(asked, sampling)
-        request = GenerationRequest(fitted.prompt.ids, sampling, self.max_tokens, cut=fitted.cut)
+        request = GenerationRequest(fitted.prompt.ids, sampling, self.max_tokens, cut=fitted.cut, grammar=self.grammar)
         if (yield from self._generate(asked, request, cancel)):
             self.left_out = fitted.left_out
 
@@ -247,7 +254,8 @@ class Session:
         """Stream an answer; return whether there is one."""
         begun = "" if asked.awaits_answer else asked.messages[-1].content
         strip_space = self.engine.tokenizer.adds_space_prefix and not begun
-        decoder = TextDecoder((*self.template.stop, *self._own_stop), strip_space=strip_space)
+        stop = () if self.grammar else (*self.template.stop, *self._own_stop)
+        decoder = TextDecoder(stop, strip_space=strip_space and not self.grammar)
         halt = _AnyOf(cancel)
         content = begun
         finished = False

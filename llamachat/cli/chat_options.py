@@ -62,6 +62,12 @@ class ChatArguments:
     repeat_penalty: Annotated[float | None, typer.Option(min=0.1, help="Above 1: avoid repetition.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Makes a run repeatable.")] = None
     stop: Annotated[list[str] | None, typer.Option(help="End the answer at this text; repeatable.")] = None
+    json_schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Answers are JSON that is valid by this JSON Schema.")
+    ] = None
+    grammar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Answers obey this grammar (GBNF, as llama.cpp has it).")
+    ] = None
     template: Annotated[str | None, typer.Option(help="Prompt template, instead of the model's.")] = None
     threads: Annotated[int | None, typer.Option(min=1, max=512, help="Threads; default: the physical cores.")] = None
     gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto"
@@ -94,7 +100,21 @@ def chat_options(arguments: ChatArguments) -> ChatOptions:
         max_tokens=arguments.max_tokens,
         stop=tuple(arguments.stop or ()),
         overflow=arguments.overflow.value,
+        grammar=_grammar(arguments),
     )
+
+
+def _grammar(arguments: ChatArguments) -> str | None:
+    from llamachat.cli.grammar import read_grammar, read_schema
+
+    schema, grammar = arguments.json_schema, arguments.grammar
+    if schema and grammar:
+        raise typer.BadParameter("--json-schema and --grammar say two things about one answer: give one of them.")
+    if arguments.stop and (schema or grammar):
+        raise typer.BadParameter("--stop could cut an answer that a grammar is to complete: leave it out.")
+    if schema:
+        return read_schema(schema)
+    return read_grammar(grammar) if grammar else None
 
 
 def _engine_options(arguments: ChatArguments) -> EngineOptions:

@@ -7,19 +7,31 @@ import threading
 from llamachat.chat.session import Answer, LeftOut, Session, TextPiece
 from llamachat.cli.opening import OpenChat, describe_left_out
 from llamachat.cli.output import out
+from llamachat.cli.question import Question
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
+from llamachat.engine.base import Tokenizer
 
 
-def answer_once(opened: OpenChat, question: str, *, stats: bool, as_json: bool) -> None:
+def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: bool) -> None:
     """Ask `question` and print the answer; raise `KeyboardInterrupt` after what there is of one that was cut off."""
+    if question.sources:
+        out.note(_describe_sources(question, opened.session.engine.tokenizer))
     with cancel_on_interrupt() as cancel:
-        answer = _stream(opened.session, question, cancel, silent=as_json)
+        answer = _stream(opened.session, question.text, cancel, silent=as_json)
     if as_json:
         out.json(_as_json(opened, answer))
+    if opened.session.grammar and answer.finish_reason == "length":
+        out.warning(
+            "The answer is incomplete: there was no room for all that the grammar asks for. Raise --max-tokens."
+        )
     if stats:
         out.note(opened.describe_stats(answer))
     if answer.finish_reason == "interrupted":
         raise KeyboardInterrupt
+
+
+def _describe_sources(question: Question, tokenizer: Tokenizer) -> str:
+    return " · ".join(f"{name}: {len(tokenizer.tokenize(text)):,} tokens" for name, text in question.sources)
 
 
 def _stream(session: Session, question: str, cancel: threading.Event, *, silent: bool) -> Answer:

@@ -38,6 +38,7 @@ class ChatOptions:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     overflow: Overflow = "drop"
+    grammar: str | None = None
 
 
 @dataclass
@@ -201,6 +202,7 @@ def _open_session(stored: StoredModel, options: ChatOptions) -> Iterator[OpenCha
             max_tokens=options.max_tokens,
             stop=options.stop,
             overflow=options.overflow,
+            grammar=options.grammar,
         )
     except LlamachatError:
         engine.close()

@@ -6,35 +6,47 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
 from llamachat.errors import CannotRead, describe_os_error
 
+_MAX_BYTES = 16_000_000
+"""More than any context window holds."""
 
-def read_question(prompt: str | None, files: Sequence[Path]) -> str | None:
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and the texts that it is about by their names."""
+
+    text: str
+    sources: Sequence[tuple[str, str]] = ()
+
+
+def read_question(prompt: str | None, files: Sequence[Path]) -> Question | None:
     """Files, then piped input, then -p; None if a person is to type."""
     is_typed = sys.stdin is not None and sys.stdin.isatty()
     if is_typed and prompt is None:
         if files:
             raise typer.BadParameter("--file needs a question: give -p, or pipe one in.")
         return None
-    texts = [read_text(path) for path in files]
+    sources = [(str(path), read_text(path)) for path in files]
     if not is_typed and _is_readable_pipe():
-        texts.append(_decode("standard input", sys.stdin.buffer.read()))
-    if prompt is not None:
-        texts.append(prompt)
-    question = "\n\n".join(text for text in texts if text.strip())
+        sources.append(("standard input", _decode("standard input", sys.stdin.buffer.read(_MAX_BYTES + 1))))
+    sources = [(name, text) for name, text in sources if text.strip()]
+    question = "\n\n".join([*(text for _, text in sources), *([prompt] if prompt and prompt.strip() else [])])
     if not question:
         raise typer.BadParameter("There is nothing to answer: standard input is empty. Give -p TEXT.")
-    return question
+    return Question(question, sources if files or prompt else ())
 
 
 def read_text(path: Path) -> str:
-    """A text file, or `CannotRead`."""
+    """The text in a file; raise `CannotRead` for what is none."""
     try:
-        return _decode(path, path.read_bytes())
+        with path.open("rb") as file:
+            return _decode(path, file.read(_MAX_BYTES + 1))
     except OSError as error:
         raise CannotRead(path, describe_os_error(error)) from error
 
@@ -42,6 +54,8 @@ def read_text(path: Path) -> str:
 def _decode(source: Path | str, data: bytes) -> str:
     if b"\0" in data:
         raise CannotRead(source, "is a binary file")
+    if len(data) > _MAX_BYTES:
+        raise CannotRead(source, f"is larger than {_MAX_BYTES // 1_000_000} MB")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -55,9 +55,9 @@ def check_grammar(text: str, source: Path | str) -> None:
     for item in parser.repeated:
         if item.is_optional or item.rule in empty:
             raise parser.error("what is repeated here may be empty", item.at)
-    if (item := _left_recursion(rules, empty)) is not None:
-        raise parser.error("this rule may begin with itself", item.at)
-    ending = _rules_with(rules, lambda item, found: item.rule is None or item.rule in found)
+    if (again := _left_recursion(rules, empty)) is not None:
+        raise parser.error("this rule may begin with itself", again.at)
+    ending = _rules_with(rules, lambda item, found: item.rule is None or item.is_optional or item.rule in found)
     for item in _references(rules):
         if item.rule not in ending:
             raise parser.error("what this describes never ends", item.at)
@@ -204,7 +204,7 @@ class _Parser:
         head = self._text[self._at]
         if head != "{":
             self._at += 1
-            return {"*": (0, None), "+": (1, None), "?": (0, 1)}[head]  # type: ignore[return-value]
+            return {"*": (0, None), "+": (1, None), "?": (0, 1)}[head]
         least, comma, most = self._match(_COUNTS, "{n}, {n,} or {n,m} is expected").groups()
         if len(least) > 9 or len(most or "") > 9:
             raise self.error("the number is too large", self._at)

@@ -401,7 +401,7 @@ class _GrammarSampling:
         self._context, self._chain, self._grammar, self._tokenizer = context, chain, grammar, tokenizer
         self._unwritten = np.array(tokenizer.unwritten_ids, dtype=np.int32)
         self._ids = np.arange(tokenizer.n_vocab, dtype=np.int32)
-        self._candidates = np.zeros(tokenizer.n_vocab, dtype=np.dtype(llama_cpp.llama_token_data))
+        self._candidates: Any = np.zeros(tokenizer.n_vocab, dtype=np.dtype(llama_cpp.llama_token_data))
         self._text = codecs.getincrementaldecoder("utf-8")()
 
     def next_token(self) -> int:
@@ -435,7 +435,7 @@ class _GrammarSampling:
         self._candidates["id"], self._candidates["logit"] = self._ids, logits
 
     def _is_allowed(self, token_id: int) -> bool:
-        candidate = np.zeros(1, dtype=self._candidates.dtype)
+        candidate: Any = np.zeros(1, dtype=self._candidates.dtype)
         candidate["id"], candidate["logit"] = token_id, 1.0
         self._apply(self._grammar, candidate)
         return bool(np.isfinite(candidate["logit"][0]))
