@@ -58,7 +58,7 @@ def ours(out: Path, _: float) -> None:
     """Run in a child: look the file up, then print how long fetching it took."""
     from llamachat.models.hub import download, find_repository
 
-    repository = find_repository(REPO, None)
+    repository = find_repository(REPO, None, print)
     started = time.monotonic()
     download(repository, repository.files[NAME], out, Silence())
     print(time.monotonic() - started)

@@ -72,7 +72,8 @@ def refused(run: RunCommand, home: Path) -> Refusal:
     return Refusal(run, home)
 
 
-def test_no_network(refused: Refusal) -> None:
+def test_no_network(refused: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMACHAT_RETRIES", "0")
     refused("pull", "llama-2-7b", says="cannot be reached", next_step="HF_ENDPOINT")
 
 

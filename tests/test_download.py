@@ -124,7 +124,7 @@ def hub(repo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]
 
 @pytest.fixture
 def repository(hub: HubStandIn) -> Repository:
-    found = find_repository(REPO, None)
+    found = find_repository(REPO, None, print)
     hub.requests.clear()
     return found
 
@@ -270,7 +270,7 @@ def test_a_dropped_connection_goes_on_where_it_broke(fetch: Fetch) -> None:
     assert fetch.is_right()
     assert fetch.n_sent == SIZE
     assert watch.n_bytes == SIZE
-    assert f"{NAME}: retry 1 of 3 in 0 s (connection lost)" in watch.notices
+    assert f"{NAME}: retry 1 of 3 in 1 s (connection lost)" in watch.notices
 
 
 def test_a_line_that_stays_broken_ends_in_words_and_the_next_try_goes_on(fetch: Fetch) -> None:
@@ -305,7 +305,7 @@ def test_a_server_in_trouble_is_asked_again(fetch: Fetch, code: int) -> None:
     fetch.hub.faults[NAME] = Status(code, times=2)
     watch = fetch()
     assert fetch.is_right()
-    assert f"{NAME}: retry 1 of 3 in 0 s (HTTP {code})" in watch.notices
+    assert f"{NAME}: retry 1 of 3 in 1 s (HTTP {code})" in watch.notices
 
 
 def test_retry_after_is_obeyed(fetch: Fetch) -> None:
@@ -337,7 +337,7 @@ def test_silence_counts_as_a_dropped_connection(fetch: Fetch, monkeypatch: pytes
     fetch.hub.faults[NAME] = Hang(RANGE_BYTES + 5000, times=2)
     watch = fetch()
     assert fetch.is_right()
-    assert f"{NAME}: retry 1 of 3 in 0 s (no bytes for 0.2 s)" in watch.notices
+    assert f"{NAME}: retry 1 of 3 in 1 s (no bytes for 0.2 s)" in watch.notices
 
 
 def test_a_damaged_file_is_fetched_again_once(fetch: Fetch) -> None:
@@ -514,7 +514,7 @@ class Watch:
     def advance(self, file_name, n_bytes): pass
     def restart(self, file_name, n_bytes): sys.exit("started over")
     def notice(self, text): sys.exit(text)
-repository = find_repository(sys.argv[1], None)
+repository = find_repository(sys.argv[1], None, print)
 download(repository, repository.files[sys.argv[2]], Path(sys.argv[3]), Watch())
 """
 

@@ -115,7 +115,7 @@ def _find_on_hub(
     reference: AdapterReference, progress: Progress, on_wait: OnWait | None
 ) -> tuple[AdapterSource, quantize.AdapterSettings]:
     assert reference.repo is not None
-    repository = find_repository(reference.repo, reference.revision)
+    repository = find_repository(reference.repo, reference.revision, progress.notice)
     # Below the repository's own directory, where a checkpoint of the same repository may lie.
     path = checkpoint_dir(repository) / reference.repo.rpartition("/")[2]
     config = _file(repository, (quantize.ADAPTER_CONFIG,))
@@ -124,7 +124,7 @@ def _find_on_hub(
     with staged(source, on_wait):
         fetch(repository, [config], path, Transfer([], path, progress))
         settings = quantize.read_adapter_settings(path)
-        require_access(repository, source.files, path)
+        require_access(repository, source.files, path, progress.notice)
     return AdapterSource(source.name, path, settings.base_name, repository, config, source.weights), settings
 
 

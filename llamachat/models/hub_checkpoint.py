@@ -43,7 +43,7 @@ def pull_checkpoint(
     with _staged(repository, on_wait) as checkpoint:
         small = _fetch_small(repository, checkpoint, progress)
         shards = _shards(repository, checkpoint)
-        require_access(repository, shards, checkpoint)
+        require_access(repository, shards, checkpoint, progress.notice)
         _plan(repository, checkpoint, target, keep=keep).require_room()
         target.staged_dir.mkdir(parents=True, exist_ok=True)
         watch = Transfer(shards, checkpoint, progress)

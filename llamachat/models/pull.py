@@ -117,7 +117,7 @@ def plan(request: PullRequest, progress: Progress) -> PullPlan | PullResult:
         raise BadReference("What is on this machine needs no download.", "Leave --dry-run out.")
     with conversion_errors(), writing():
         target = _choose(request, reference)
-        repository = _find_repository(request, reference)
+        repository = _find_repository(request, reference, progress)
         if (stored := _find_here(repository, target)) is not None:
             return _result(stored, time.monotonic(), was_here=True)
         planner = plan_gguf if is_gguf_repository(repository.files) else plan_checkpoint
@@ -200,7 +200,7 @@ def _pull_from_hub(
     started = time.monotonic()
     if (stored := _find_offline(request, reference, target)) is not None:
         return _result(stored, started, was_here=True)
-    repository = _find_repository(request, reference)
+    repository = _find_repository(request, reference, progress)
     if (stored := _find_here(repository, target)) is not None:
         return _result(stored, started, was_here=True)
     puller = pull_gguf if is_gguf_repository(repository.files) else pull_checkpoint
@@ -208,9 +208,9 @@ def _pull_from_hub(
     return _result(model, started, was_here=False)
 
 
-def _find_repository(request: PullRequest, reference: NamedModel) -> Repository:
+def _find_repository(request: PullRequest, reference: NamedModel, progress: Progress) -> Repository:
     mirror = reference.spec.mirror if reference.spec and reference.spec.repo == reference.repo else None
-    return find_repository(reference.repo, request.revision or reference.revision, mirror=mirror)
+    return find_repository(reference.repo, request.revision or reference.revision, progress.notice, mirror=mirror)
 
 
 def _find_offline(request: PullRequest, reference: NamedModel, target: Target) -> store.StoredModel | None:

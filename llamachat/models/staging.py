@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llamachat.errors import HubOffline, UnusableRepository
-from llamachat.models.hub import RemoteFile, Repository, cached_file, check_access, download, is_complete
+from llamachat.models.hub import OnNotice, RemoteFile, Repository, cached_file, check_access, download, is_complete
 from llamachat.models.locks import flat
 from llamachat.models.transfer import Transfer
 from llamachat.paths import staging_dir
@@ -22,7 +22,7 @@ def checkpoint_dir(repository: Repository) -> Path:
 def fetch(repository: Repository, files: Sequence[RemoteFile], directory: Path, watch: Transfer) -> None:
     """Bring files to `directory`: from the cache of huggingface_hub, or from the Hub where they are missing there."""
     link_cached(repository, files, directory)
-    require_access(repository, files, directory)
+    require_access(repository, files, directory, watch.notice)
     for file in files:
         path = directory / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,13 +41,13 @@ def link_cached(repository: Repository, files: Sequence[RemoteFile], directory: 
             path.symlink_to(cached)
 
 
-def require_access(repository: Repository, files: Sequence[RemoteFile], directory: Path) -> None:
+def require_access(repository: Repository, files: Sequence[RemoteFile], directory: Path, on_notice: OnNotice) -> None:
     """Raise what would keep files that are not here yet from coming, before any of them moves."""
     missing = [file for file in files if not is_complete(directory / file.name)]
     if missing and repository.is_offline:
         raise HubOffline(repository.repo, missing[0].name)
     if missing:
-        check_access(repository)
+        check_access(repository, on_notice)
 
 
 def require_small(repository: Repository, files: Sequence[RemoteFile]) -> None:

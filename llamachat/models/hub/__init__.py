@@ -1,13 +1,15 @@
 """The only room that knows huggingface_hub: what a repository holds, who may read it, and its bytes."""
 
 from llamachat.models.hub.cache import cached_commit, cached_file, is_cached
-from llamachat.models.hub.client import HubAccess, check_access, find_repository, hub_access
+from llamachat.models.hub.client import ONE_TRY, HubAccess, OnNotice, check_access, find_repository, hub_access
 from llamachat.models.hub.download import Cancelled, Watch, download, drop_contents, is_complete, n_missing
 from llamachat.models.hub.repository import RemoteFile, Repository
 
 __all__ = [
+    "ONE_TRY",
     "Cancelled",
     "HubAccess",
+    "OnNotice",
     "RemoteFile",
     "Repository",
     "Watch",

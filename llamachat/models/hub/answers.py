@@ -16,6 +16,11 @@ PASSING = frozenset({408, 416, 425, 429})
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.ASCII)
 
 
+def may_pass(status: int) -> bool:
+    """Whether it is worth asking again."""
+    return status in PASSING or status >= 500
+
+
 class Trouble(Exception):
     """Something that may be better at the next try; `asked_s` is how long the server wants to be left alone."""
 
@@ -61,7 +66,7 @@ def check_answer(status: int, headers: Mapping[str, str], wanted: Wanted, etag: 
         case 416:
             _check_size(_content_range(headers)[2], wanted)
             raise Trouble("HTTP 416")
-        case _ if status in PASSING or status >= 500:
+        case _ if may_pass(status):
             raise Trouble(f"HTTP {status}", asked_pause_s(headers, datetime.now(timezone.utc)))
         case _:
             raise Trouble(f"HTTP {status}")

@@ -363,7 +363,7 @@ class Connections:
                     raise DownloadBroken(self._file.name, str(trouble), n_tries)
                 pause_s = self._patience.pause_s(self._failures, trouble.asked_s)
                 self._quiet_until = now + pause_s
-                count = f"retry {self._failures} of {n_tries} in {pause_s:.0f} s"
+                count = self._patience.announce(self._failures, pause_s)
                 self._notices.append(f"{self._file.name}: {count} ({trouble})")
             pause_s = self._quiet_until - now
         if self._stopping.wait(pause_s):

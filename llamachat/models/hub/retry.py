@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Mapping
@@ -34,6 +35,10 @@ class Patience:
         longest = min(self.longest_pause_s, self.first_pause_s * 2.0 ** min(n_failures - 1, 30))
         pause = longest * random.uniform(0.5, 1.0)  # so that clients which failed together do not return together
         return max(pause, min(asked_s or 0.0, _LONGEST_ASKED_S))
+
+    def announce(self, n_failures: int, pause_s: float) -> str:
+        """`retry 2 of 8 in 4 s`: for the user, never fewer seconds than it takes."""
+        return f"retry {n_failures} of {self.n_tries} in {math.ceil(pause_s)} s"
 
 
 def asked_pause_s(headers: Mapping[str, str], now: datetime) -> float | None:

@@ -1,0 +1,167 @@
+"""A Hub in trouble while a repository is looked up: asked again, in plain words, and not needed for what is here."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from huggingface_hub import close_session
+
+from llamachat.errors import GatedRepository, HubUnreachable
+from llamachat.models.hub import check_access, find_repository
+from llamachat.models.hub.retry import Patience
+from support.checkpoints import LlamaShape, write_random_checkpoint
+from support.hub import Fault, HubStandIn, Reply, Status
+
+REPO = "someone/tiny"
+LISTING = f"/api/models/{REPO}"
+QUICK = Patience(n_tries=3, first_pause_s=0.01, longest_pause_s=0.02, silence_s=0.3)
+
+
+@dataclass
+class Dropped(Fault):
+    """The connection is closed without an answer."""
+
+    def applies_to(self, _method: str) -> bool:
+        return True
+
+    def refuse(self) -> Reply | None:
+        raise ConnectionResetError
+
+
+@dataclass
+class Silent(Fault):
+    """The answer takes longer than anybody waits."""
+
+    def refuse(self) -> Reply | None:
+        time.sleep(2 * QUICK.silence_s)
+        raise ConnectionResetError
+
+
+@dataclass
+class LoginPage(Fault):
+    """What a hotel's network says in place of the Hub."""
+
+    def refuse(self) -> Reply | None:
+        return Reply(200, {"Content-Type": "text/html"}, b"<html>Welcome!")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_tokenizer: Path) -> Path:
+    directory = tmp_path_factory.mktemp("tiny")
+    write_random_checkpoint(directory, LlamaShape(600, 64, 96, 1, 4, 2), tokenizer=small_tokenizer)
+    return directory
+
+
+@pytest.fixture
+def hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    monkeypatch.setattr(importlib.import_module("llamachat.models.hub.client"), "PATIENCE", QUICK)
+    with HubStandIn() as stand_in:
+        template = f"{stand_in.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", stand_in.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
+        stand_in.add_repo(REPO, checkpoint)
+        yield stand_in
+    close_session()  # its connections are to a port that may be another test's next
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Status(429, times=2), "HTTP 429"),
+        (Status(503, times=2), "HTTP 503"),
+        (Dropped(times=2), "connection lost"),
+        (Silent(times=1), "no answer for 0.3 s"),
+    ],
+)
+def test_a_listing_is_asked_for_again(fault: Fault, says: str, hub: HubStandIn) -> None:
+    hub.faults[LISTING] = fault
+    n_faults = fault.times
+    notices: list[str] = []
+    assert "config.json" in find_repository(REPO, None, notices.append).files
+    assert notices == [f"{REPO}: retry {n + 1} of 3 in 1 s ({says})" for n in range(n_faults or 0)]
+
+
+def test_so_is_whether_a_gate_is_open(hub: HubStandIn, checkpoint: Path) -> None:
+    hub.add_repo(REPO, checkpoint, gated=True)
+    notices: list[str] = []
+    repository = find_repository(REPO, None, notices.append)
+    hub.faults["config.json"] = Status(500, method="HEAD", times=2)
+    with pytest.raises(GatedRepository):
+        check_access(repository, notices.append)
+    assert notices == [f"{REPO}: retry {n} of 3 in 1 s (HTTP 500)" for n in (1, 2)]
+
+
+def test_retry_after_is_obeyed(hub: HubStandIn) -> None:
+    hub.faults[LISTING] = Status(429, headers={"Retry-After": "1"}, times=1)
+    started = time.monotonic()
+    find_repository(REPO, None, print)
+    assert time.monotonic() - started >= 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"), [(Status(502), r"\(HTTP 502\)"), (Dropped(), "connection lost"), (LoginPage(), "no Hub")]
+)
+def test_what_stays_broken_ends_in_words(fault: Fault, says: str, hub: HubStandIn) -> None:
+    hub.faults[LISTING] = fault
+    notices: list[str] = []
+    with pytest.raises(HubUnreachable, match=says):
+        find_repository(REPO, None, notices.append)
+    n_tries = 1 if isinstance(fault, LoginPage) else 1 + QUICK.n_tries
+    assert len(hub.requests) == n_tries
+    assert len(notices) == n_tries - 1
+
+
+def test_what_no_retry_can_mend_is_said_at_once(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate that nobody vouches for."""
+    client = importlib.import_module("llamachat.models.hub.client")
+
+    def refuse(*_: object, **__: object) -> None:
+        try:
+            raise ssl.SSLCertVerificationError("self-signed")
+        except ssl.SSLError as error:
+            raise client.httpx2.ConnectError("certificate verify failed") from error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    notices: list[str] = []
+    with pytest.raises(HubUnreachable, match="certificate verify failed"):
+        find_repository(REPO, None, notices.append)
+    assert not notices
+    assert not hub.requests
+
+
+@pytest.fixture
+def start(hub: HubStandIn) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Start a pull; whatever is left of it is killed at the end."""
+    assert hub.url
+    processes: list[subprocess.Popen[str]] = []
+
+    def start_pull() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llamachat", "pull", REPO]
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8"))
+        return processes[-1]
+
+    yield start_pull
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_ends_the_wait(start: Callable[[], subprocess.Popen[str]], hub: HubStandIn) -> None:
+    hub.faults[LISTING] = Status(429, headers={"Retry-After": "100"})
+    process = start()
+    assert process.stderr
+    assert process.stderr.readline() == f"{REPO}: retry 1 of 4 in 100 s (HTTP 429)\n"
+    process.send_signal(signal.SIGINT)
+    _, talk = process.communicate(timeout=10)
+    assert process.returncode == 130, talk
+    assert "Traceback" not in talk
