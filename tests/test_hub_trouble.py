@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import signal
 import ssl
 import subprocess
@@ -13,16 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import RunCommand
 from huggingface_hub import close_session
 
 from llamachat.errors import GatedRepository, HubUnreachable
 from llamachat.models.hub import check_access, find_repository
 from llamachat.models.hub.retry import Patience
+from support.adapters import random_lora, write_adapter
 from support.checkpoints import LlamaShape, write_random_checkpoint
 from support.hub import Fault, HubStandIn, Reply, Status
 
 REPO = "someone/tiny"
 LISTING = f"/api/models/{REPO}"
+SHAPE = LlamaShape(600, 64, 96, 1, 4, 2)
 QUICK = Patience(n_tries=3, first_pause_s=0.01, longest_pause_s=0.02, silence_s=0.3)
 
 
@@ -57,7 +61,7 @@ class LoginPage(Fault):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_tokenizer: Path) -> Path:
     directory = tmp_path_factory.mktemp("tiny")
-    write_random_checkpoint(directory, LlamaShape(600, 64, 96, 1, 4, 2), tokenizer=small_tokenizer)
+    write_random_checkpoint(directory, SHAPE, tokenizer=small_tokenizer)
     return directory
 
 
@@ -165,3 +169,40 @@ def test_ctrl_c_ends_the_wait(start: Callable[[], subprocess.Popen[str]], hub: H
     _, talk = process.communicate(timeout=10)
     assert process.returncode == 130, talk
     assert "Traceback" not in talk
+
+
+# --- what is here already -----------------------------------------------------------------------------------------
+
+
+def test_a_stored_model_needs_no_hub(hub: HubStandIn, run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever keeps it away; and another quant, which is not here, is missing as before."""
+    assert run("pull", REPO, "--quant", "q8_0").returncode == 0
+    commit = find_repository(REPO, None, print).commit
+    hub.faults[LISTING] = Status(503)
+    for arguments in (["pull", REPO, "--quant", "q8_0"], ["pull", REPO, "--quant", "q8_0", "--dry-run"]):
+        again = run(*arguments)
+        assert again.returncode == 0, again.stderr
+        assert f"{REPO}:q8_0" in again.stdout
+        assert "already here" in again.stdout
+        assert again.stderr.splitlines()[0].endswith(f"The Hugging Face Hub at {hub.url} cannot be reached (HTTP 503).")
+        assert "retry" not in again.stderr
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("LLAMACHAT_RETRIES", "1")
+    assert json.loads(run("pull", f"{REPO}@{commit[:8]}", "--quant", "q8_0", "--json").stdout)["already_here"]
+    refused = run("pull", REPO, "--quant", "f16")
+    assert refused.returncode == 1
+    assert refused.stderr.count("retry 1 of 1") == 1
+    assert "cannot be reached" in refused.stderr
+
+
+def test_nor_does_its_adapter(hub: HubStandIn, run: RunCommand, tmp_path: Path) -> None:
+    tensors = random_lora(SHAPE.tensor_shapes(), {"model.layers.0.self_attn.k_proj": 4}, seed=0)
+    write_adapter(tmp_path / "lora", tensors, base_model_name_or_path=REPO)
+    hub.add_repo("alice/lora", tmp_path / "lora")
+    command = ["pull", REPO, "--quant", "q8_0", "--adapter", "alice/lora"]
+    assert run(*command).returncode == 0
+    hub.faults[LISTING] = hub.faults["/api/models/alice/lora"] = Dropped()
+    again = run(*command)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("already here") == 2
+    assert "a newer version of alice/lora is not known" in again.stderr

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import quantize
-from llamachat.errors import UnusableAdapter
+from llamachat.errors import HubUnreachable, UnusableAdapter
 from llamachat.models.adapter_source import AdapterReference, AdapterSource, find_source, staged
-from llamachat.models.hub import download, hub_access, n_missing
+from llamachat.models.hub import ONE_TRY, download, hub_access, n_missing
 from llamachat.models.locks import OnWait
 from llamachat.models.manifest import AdapterManifest
 from llamachat.models.plan import plan_files
@@ -48,13 +48,26 @@ def find_sources(
     on_wait: OnWait | None,
 ) -> list[AdapterSource | AdapterReference]:
     """Look all adapters up. One that `stored` has stays a reference where nobody can be asked for a newer one."""
-    offline = hub_access().offline
-    return [
-        reference
-        if offline and stored and _find_offline(reference, stored)
-        else find_source(reference, base_names, progress, on_wait)
-        for reference in references
-    ]
+    return [_find_source(reference, base_names, stored, progress, on_wait) for reference in references]
+
+
+def _find_source(
+    reference: AdapterReference,
+    base_names: Sequence[str],
+    stored: StoredModel | None,
+    progress: Progress,
+    on_wait: OnWait | None,
+) -> AdapterSource | AdapterReference:
+    here = _find_unasked(reference, stored) if stored and reference.repo else None
+    if here and hub_access().offline:
+        return reference
+    try:
+        return find_source(reference, base_names, progress, on_wait, ONE_TRY if here else None)
+    except HubUnreachable as unreachable:
+        if here is None:
+            raise
+        progress.notice(f"Whether there is a newer version of {reference.name} is not known: {unreachable}")
+        return reference
 
 
 def pull_adapter(
@@ -71,9 +84,10 @@ def pull_adapter(
     """
     started = time.monotonic()
     if isinstance(source, AdapterReference):
-        if here := _find_offline(source, model):
+        if here := _find_unasked(source, model):
             return here
-        raise UnusableAdapter(f"{source.name} did not fit the new model.", "Unset HF_HUB_OFFLINE to pull it again.")
+        step = "Unset HF_HUB_OFFLINE" if hub_access().offline else "Run the same command when the Hub can be reached"
+        raise UnusableAdapter(f"{source.name} did not fit the new model.", f"{step} to pull it again.")
     with staged(source, on_wait):
         sources = _describe_sources(source)
         if here := _find_here(source, sources, model):
@@ -89,7 +103,7 @@ def pull_adapter(
     return result
 
 
-def _find_offline(reference: AdapterReference, model: StoredModel) -> AdapterResult | None:
+def _find_unasked(reference: AdapterReference, model: StoredModel) -> AdapterResult | None:
     for adapter in model.adapters:
         known = adapter.manifest
         if known is None or known.repo is None or known.repo != reference.repo:

@@ -14,7 +14,7 @@ from pathlib import Path
 import quantize
 from llamachat.errors import BadReference, HubOffline, UnusableAdapter, UnusableRepository
 from llamachat.models.catalog import Catalog
-from llamachat.models.hub import RemoteFile, Repository, find_repository
+from llamachat.models.hub import Patience, RemoteFile, Repository, find_repository
 from llamachat.models.locks import OnWait, locked
 from llamachat.models.names import is_valid_name
 from llamachat.models.progress import Progress
@@ -68,14 +68,20 @@ def parse_adapter_reference(text: str) -> AdapterReference:
 
 
 def find_source(
-    reference: AdapterReference, base_names: Sequence[str], progress: Progress, on_wait: OnWait | None
+    reference: AdapterReference,
+    base_names: Sequence[str],
+    progress: Progress,
+    on_wait: OnWait | None,
+    patience: Patience | None = None,
 ) -> AdapterSource:
     """Look an adapter up and check its config; say so if it was trained on what none of `base_names` can be.
+
+    `patience` is that of `find_repository`.
 
     Raises `LlamachatError` or `QuantizeError` for an adapter that cannot be had or be used.
     """
     if reference.path is None:
-        source, settings = _find_on_hub(reference, progress, on_wait)
+        source, settings = _find_on_hub(reference, progress, on_wait, patience)
     elif reference.path.is_dir():
         settings = quantize.read_adapter_settings(reference.path)
         source = AdapterSource(reference.name, reference.path, settings.base_name)
@@ -112,10 +118,10 @@ def _local(name: str, path: Path) -> AdapterReference:
 
 
 def _find_on_hub(
-    reference: AdapterReference, progress: Progress, on_wait: OnWait | None
+    reference: AdapterReference, progress: Progress, on_wait: OnWait | None, patience: Patience | None
 ) -> tuple[AdapterSource, quantize.AdapterSettings]:
     assert reference.repo is not None
-    repository = find_repository(reference.repo, reference.revision, progress.notice)
+    repository = find_repository(reference.repo, reference.revision, progress.notice, patience=patience)
     # Below the repository's own directory, where a checkpoint of the same repository may lie.
     path = checkpoint_dir(repository) / reference.repo.rpartition("/")[2]
     config = _file(repository, (quantize.ADAPTER_CONFIG,))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llamachat.errors import BadReference
+from llamachat.errors import BadReference, HubUnreachable
 from llamachat.models import store
 from llamachat.models.adapter_pull import AdapterResult, find_sources, pull_adapter
 from llamachat.models.adapter_source import find_source, parse_adapter_reference
@@ -16,7 +16,7 @@ from llamachat.models.catalog import load_catalog
 from llamachat.models.conversion import conversion_errors
 from llamachat.models.gguf_import import local_source, store_gguf
 from llamachat.models.gguf_repository import is_gguf_repository
-from llamachat.models.hub import Repository, cached_commit, find_repository, hub_access
+from llamachat.models.hub import ONE_TRY, Repository, cached_commit, find_repository, hub_access
 from llamachat.models.hub_checkpoint import plan_checkpoint, pull_checkpoint
 from llamachat.models.hub_gguf import find_here, plan_gguf, pull_gguf
 from llamachat.models.locks import OnWait, locked, writing
@@ -117,9 +117,9 @@ def plan(request: PullRequest, progress: Progress) -> PullPlan | PullResult:
         raise BadReference("What is on this machine needs no download.", "Leave --dry-run out.")
     with conversion_errors(), writing():
         target = _choose(request, reference)
-        repository = _find_repository(request, reference, progress)
-        if (stored := _find_here(repository, target)) is not None:
-            return _result(stored, time.monotonic(), was_here=True)
+        repository = _look_up(request, reference, target, progress)
+        if isinstance(repository, store.StoredModel):
+            return _result(repository, time.monotonic(), was_here=True)
         planner = plan_gguf if is_gguf_repository(repository.files) else plan_checkpoint
         return planner(repository, target, progress, keep=request.keep_checkpoint)
 
@@ -198,25 +198,39 @@ def _pull_from_hub(
     request: PullRequest, reference: NamedModel, target: Target, progress: Progress, on_wait: OnWait | None
 ) -> PullResult:
     started = time.monotonic()
-    if (stored := _find_offline(request, reference, target)) is not None:
-        return _result(stored, started, was_here=True)
-    repository = _find_repository(request, reference, progress)
-    if (stored := _find_here(repository, target)) is not None:
-        return _result(stored, started, was_here=True)
+    repository = _look_up(request, reference, target, progress)
+    if isinstance(repository, store.StoredModel):
+        return _result(repository, started, was_here=True)
     puller = pull_gguf if is_gguf_repository(repository.files) else pull_checkpoint
     model = puller(repository, target, progress, on_wait, keep=request.keep_checkpoint)
     return _result(model, started, was_here=False)
 
 
-def _find_repository(request: PullRequest, reference: NamedModel, progress: Progress) -> Repository:
+def _look_up(
+    request: PullRequest, reference: NamedModel, target: Target, progress: Progress
+) -> Repository | store.StoredModel:
+    """The repository that is meant, or the model if nothing has to be fetched.
+
+    A model that is here needs no Hub: where that cannot be reached, all that is left open is whether there is a newer
+    one. Without it, trouble is borne for a while.
+    """
+    stored = _find_unasked(request, reference, target)
+    if stored and hub_access().offline:
+        return stored
     mirror = reference.spec.mirror if reference.spec and reference.spec.repo == reference.repo else None
-    return find_repository(reference.repo, request.revision or reference.revision, progress.notice, mirror=mirror)
+    revision, patience = request.revision or reference.revision, ONE_TRY if stored else None
+    try:
+        repository = find_repository(reference.repo, revision, progress.notice, mirror=mirror, patience=patience)
+    except HubUnreachable as unreachable:
+        if stored is None:
+            raise
+        progress.notice(f"Whether there is a newer version is not known: {unreachable}")
+        return stored
+    return _find_here(repository, target) or repository
 
 
-def _find_offline(request: PullRequest, reference: NamedModel, target: Target) -> store.StoredModel | None:
+def _find_unasked(request: PullRequest, reference: NamedModel, target: Target) -> store.StoredModel | None:
     """The stored model that is meant, where nobody can be asked whether there is a newer one."""
-    if not hub_access().offline:
-        return None
     revision = request.revision or reference.revision
     commit = revision and (cached_commit(reference.repo, revision) or revision)
     stored = store.find_stored(target.name, target.wanted, commit)
