@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import itertools
@@ -41,6 +42,7 @@ from llamachat.models.hub import (
     drop_contents,
     find_repository,
     is_complete,
+    move_arrived,
     n_missing,
 )
 from llamachat.models.hub.journal import (
@@ -484,6 +486,75 @@ def test_offline_asks_nobody(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     fetch.fails(HubOffline)
     assert fetch.hub.requests == []
+
+
+# --- another commit -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half(fetch: Fetch) -> Fetch:
+    """Cut short after a few ranges."""
+    fetch.hub.faults[NAME] = Truncate(2 * RANGE_BYTES)
+    fetch.fails(DownloadBroken)
+    fetch.hub.faults.clear()
+    return fetch
+
+
+def _crash_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End all work at the n-th change of a directory."""
+    partial = importlib.import_module("llamachat.models.hub.partial")
+    steps = itertools.count()
+
+    def count(original: Callable[..., None]) -> Callable[..., None]:
+        def counted(*arguments: object, **options: object) -> None:
+            if next(steps) == step:
+                raise KeyboardInterrupt
+            original(*arguments, **options)
+
+        return counted
+
+    monkeypatch.setattr(partial, "sync_directory", count(partial.sync_directory))
+    for name in ("rename", "replace", "unlink"):
+        monkeypatch.setattr(Path, name, count(getattr(Path, name)))
+
+
+def test_what_arrived_moves_to_another_commit(half: Fetch, tmp_path: Path) -> None:
+    n_before, target = n_missing(half.file, half.path), tmp_path / NAME
+    assert 0 < n_before < SIZE
+    assert move_arrived("0" * 40, half.file, half.path, target)
+    assert n_missing(half.file, target) == n_before
+    assert not list(half.path.parent.iterdir())
+    n_sent = half.n_sent
+    download(half.repository, half.file, target, Recorder())
+    assert half.n_sent - n_sent == n_before
+    assert target.read_bytes() == half.original.read_bytes()
+    assert move_arrived("1" * 40, half.file, target, half.path)
+    assert half.is_right()
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_kill_while_it_moves_leaves_nothing_that_lies(
+    step: int, half: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_before, target = n_missing(half.file, half.path), tmp_path / NAME
+    with monkeypatch.context() as context:
+        _crash_at(step, context)
+        with pytest.raises(KeyboardInterrupt):
+            move_arrived("0" * 40, half.file, half.path, target)
+    assert not is_complete(half.path)
+    assert not is_complete(target)
+    assert min(n_missing(half.file, path) for path in (half.path, target)) == n_before
+    if half.path.exists():
+        assert move_arrived("0" * 40, half.file, half.path, target)
+    assert n_missing(half.file, target) == n_before
+
+
+def test_other_content_stays_where_it_is(half: Fetch, tmp_path: Path) -> None:
+    other = dataclasses.replace(half.file, sha256="0" * 64)
+    assert not move_arrived("0" * 40, other, half.path, tmp_path / NAME)
+    half()
+    assert not move_arrived("0" * 40, other, half.path, tmp_path / NAME)
+    assert half.is_right()
 
 
 # --- ends --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from llamachat.errors import ChooseQuant, UnusableRepository
 from llamachat.models.gguf_repository import choose, is_gguf_repository, list_choices
 from llamachat.models.hub import RemoteFile, Repository
 from support.gguf_files import rewrite, split, write_models
-from support.hub import Corrupt, HubStandIn
+from support.hub import Corrupt, HubStandIn, Status
 
 REPO = "someone/Tiny-GGUF"
 
@@ -195,6 +196,25 @@ def test_all_shards_are_pulled(hub: HubStandIn, run: RunCommand, models: Path) -
     }
     answer = run("chat", "tiny:f16", "-p", "Hi", "--max-tokens", "2", "--json")
     assert json.loads(answer.stdout)["completion_tokens"] == 2
+
+
+def test_shards_that_are_the_same_in_a_repository_that_changed_are_used_again(
+    hub: HubStandIn, run: RunCommand, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [f"F16/Tiny-F16-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    hub.faults[shards[2]] = Status(503)
+    monkeypatch.setenv("LLAMACHAT_RETRIES", "0")
+    assert run("pull", f"{REPO}:f16").returncode == 1
+    shutil.copytree(models, tmp_path / "changed")
+    (tmp_path / "changed" / "README.md").write_text("# Better\n")
+    commit = hub.add_repo(REPO, tmp_path / "changed")
+    hub.faults.clear()
+    hub.requests.clear()
+    pulled = run("pull", f"{REPO}:f16", "--json")
+    assert json.loads(pulled.stdout)["revision"] == commit
+    n_bytes = sum((models / name).stat().st_size for name in shards[:2])
+    assert f"What is the same is used again: 2 files, {n_bytes:,} bytes." in pulled.stderr
+    assert {request.file_name for request in hub.requests if request.file_name} == {shards[2]}
 
 
 def test_a_file_that_arrives_damaged_is_refused(hub: HubStandIn, run: RunCommand, home: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from conftest import RunCommand
 
 from llamachat.models import arrival
 from llamachat.models.hub import RemoteFile, Repository
+from llamachat.models.locks import locked
 from llamachat.models.transfer import Transfer
 from support.checkpoints import LlamaShape, write_random_checkpoint
 from support.hub import Fault, HubStandIn, Piece
@@ -71,12 +73,12 @@ def sha256(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a pull and let it run; whatever is left of it is killed at the end."""
     processes: list[subprocess.Popen[str]] = []
 
-    def start_pull() -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "llamachat", "pull", REPO, "--quant", "q8_0", "--json"]
+    def start_pull(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llamachat", "pull", REPO, "--quant", "q8_0", "--json", *options]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
         )
@@ -118,7 +120,7 @@ def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -
 
 
 def test_shards_are_converted_while_others_arrive_and_leave_the_disk(
-    start: Callable[[], subprocess.Popen[str]], hub: HubStandIn, checkpoint: Path, home: Path, sha256: str
+    start: Callable[..., subprocess.Popen[str]], hub: HubStandIn, checkpoint: Path, home: Path, sha256: str
 ) -> None:
     hub.faults[SHARDS[2]] = SlowTail()
     process = start()
@@ -139,7 +141,7 @@ def test_shards_are_converted_while_others_arrive_and_leave_the_disk(
 
 
 def test_killed_at_random_moments(
-    start: Callable[[], subprocess.Popen[str]], hub: HubStandIn, checkpoint: Path, sha256: str, run: RunCommand
+    start: Callable[..., subprocess.Popen[str]], hub: HubStandIn, checkpoint: Path, sha256: str, run: RunCommand
 ) -> None:
     """A hundred kills take minutes: benchmarks/kill_pull.py."""
     rng = random.Random(7)
@@ -160,7 +162,7 @@ def test_killed_at_random_moments(
 
 
 def test_interrupted_and_resumed(
-    start: Callable[[], subprocess.Popen[str]],
+    start: Callable[..., subprocess.Popen[str]],
     hub: HubStandIn,
     checkpoint: Path,
     home: Path,
@@ -205,7 +207,7 @@ def test_another_quant_of_kept_shards_downloads_nothing(
 
 
 def test_kept_shards_are_whole_even_after_a_try_that_did_not_keep_them(
-    start: Callable[[], subprocess.Popen[str]], hub: HubStandIn, checkpoint: Path, home: Path, run: RunCommand
+    start: Callable[..., subprocess.Popen[str]], hub: HubStandIn, checkpoint: Path, home: Path, run: RunCommand
 ) -> None:
     hub.faults[SHARDS[2]] = SlowTail()
     process = start()
@@ -217,6 +219,61 @@ def test_kept_shards_are_whole_even_after_a_try_that_did_not_keep_them(
     (kept,) = (home / "staging").iterdir()
     assert all((kept / name).read_bytes() == (checkpoint / name).read_bytes() for name in SHARDS)
     assert not any(kept.glob("*.journal"))
+
+
+@pytest.fixture
+def changed(checkpoint: Path, tmp_path: Path) -> Path:
+    """The next commit: another README, and other weights in the second shard, which is as large as before."""
+    directory = tmp_path / "changed"
+    shutil.copytree(checkpoint, directory)
+    (directory / "README.md").write_text("# Better\n")
+    with (directory / SHARDS[1]).open("r+b") as shard:
+        shard.seek(-2, os.SEEK_END)
+        shard.write(b"\0\0")
+    return directory
+
+
+def test_what_is_the_same_in_a_repository_that_changed_is_used_again(
+    start: Callable[..., subprocess.Popen[str]],
+    hub: HubStandIn,
+    changed: Path,
+    home: Path,
+    run: RunCommand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub.faults[SHARDS[2]] = SlowTail()
+    process = start("--keep-checkpoint")
+    _wait_until(lambda: any((home / "staging").glob("*--q8_0.journal")) and _is_used_up(home), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    hub.faults.clear()
+    (old,) = (home / "staging").glob("*@*")
+    assert not (old / f"{SHARDS[0]}.journal").exists()
+    n_third = (changed / SHARDS[2]).stat().st_size
+
+    hub.requests.clear()
+    commit = hub.add_repo(REPO, changed)
+    pulled = run("pull", REPO, "--quant", "q8_0", "--json")
+    assert _n_weight_bytes_sent(hub) <= (changed / SHARDS[1]).stat().st_size + n_third - RANGE_BYTES
+    (said,) = [line for line in pulled.stderr.splitlines() if "has changed" in line]
+    assert f"commit {old.name.rpartition('@')[2][:7]}, this one is of {commit[:7]}. What is the same" in said
+    assert "6 files" in said
+    assert [path.name for path in old.glob("*.safetensors*")] == [SHARDS[1]]
+
+    monkeypatch.setenv("LLAMACHAT_HOME", str(home.with_name("fresh")))
+    fresh = json.loads(run("pull", REPO, "--quant", "q8_0", "--json").stdout)
+    assert fresh["sha256"] == json.loads(pulled.stdout)["sha256"]
+
+
+def test_what_another_process_holds_is_left_to_it(hub: HubStandIn, changed: Path, home: Path, run: RunCommand) -> None:
+    assert run("pull", REPO, "--quant", "q8_0", "--keep-checkpoint").returncode == 0
+    (old,) = (home / "staging").iterdir()
+    hub.add_repo(REPO, changed)
+    with locked(old.name):
+        pulled = run("pull", REPO, "--quant", "q8_0")
+        assert pulled.returncode == 0, pulled.stderr
+    assert "has changed" not in pulled.stderr
+    assert all((old / name).exists() for name in SHARDS)
 
 
 def _is_used_up(home: Path) -> bool:
@@ -300,7 +357,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def test_a_disk_that_fills_up_meanwhile(
-    start: Callable[[], subprocess.Popen[str]], hub: HubStandIn, small_disk: Path, sha256: str, run: RunCommand
+    start: Callable[..., subprocess.Popen[str]], hub: HubStandIn, small_disk: Path, sha256: str, run: RunCommand
 ) -> None:
     hub.faults[SHARDS[1]] = SlowTail()
     process = start()

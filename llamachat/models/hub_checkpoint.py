@@ -15,6 +15,7 @@ from pathlib import Path
 import quantize
 from llamachat.errors import HubOffline, UnusableRepository
 from llamachat.models import store
+from llamachat.models.adoption import adopt
 from llamachat.models.arrival import Arrival
 from llamachat.models.hub import RemoteFile, Repository
 from llamachat.models.locks import OnWait, locked
@@ -41,6 +42,7 @@ def pull_checkpoint(
 ) -> store.StoredModel:
     """Fetch, convert and publish. Raises `LlamachatError` or `QuantizeError`; the store is then as before."""
     with _staged(repository, on_wait) as checkpoint:
+        adopt(repository, repository.files.values(), checkpoint, progress)
         small = _fetch_small(repository, checkpoint, progress)
         shards = _shards(repository, checkpoint)
         require_access(repository, shards, checkpoint, progress.notice)

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llamachat.models import store
+from llamachat.models.adoption import adopt
 from llamachat.models.gguf_import import GGUFSource, store_gguf
 from llamachat.models.gguf_repository import GGUFChoice, choose
 from llamachat.models.hub import Repository
@@ -47,6 +48,7 @@ def pull_gguf(
     choice = choose(repository, target.wanted)
     with _staged(repository, choice, on_wait) as staged:
         link_cached(repository, choice.files, staged)
+        adopt(repository, choice.files, staged, progress)
         plan_files(choice.files, staged).require_room()
         fetch(repository, choice.files, staged, Transfer(list(choice.files), staged, progress))
         model, _ = store_gguf(_source(repository, target, choice, staged), progress, replace=True)

@@ -9,7 +9,7 @@ class Progress(Protocol):
     """May be called from several threads."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """How far a stage is: "download" and "import" count bytes, "quantize" counts weights."""
+        """How far a stage is: "download", "import" and "verify" count bytes, "quantize" counts weights."""
 
     def file(self, name: str, done: int, total: int) -> None:
         """How far the download of a file is, in bytes."""

@@ -6,7 +6,6 @@ named by the hash that the Hub gives its content. Nothing in there is changed.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
 
+from llamachat.models.hub.digest import has_content
 from llamachat.models.hub.repository import RemoteFile, Repository
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -78,16 +78,6 @@ def _describe(name: str, blob: Path) -> RemoteFile:
 
 
 def _has_hash(path: Path, file: RemoteFile) -> bool:
-    if file.sha256:
-        return path.name == file.sha256 or _hash(path, hashlib.sha256()) == file.sha256
-    if not file.blob_id:
+    if not file.sha256 and not file.blob_id:
         return True  # listed offline from a cache without links: the size is all that is known
-    start = hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
-    return _hash(path, start) == file.blob_id
-
-
-def _hash(path: Path, digest: hashlib._Hash) -> str:
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    return path.name == file.sha256 or has_content(file, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from llamachat.models.hub.journal import content_id, range_count, range_span
@@ -73,6 +73,20 @@ class PrefixDigest:
     def _await(self, index: int) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._is_stopped or index in self._present)
+
+
+def has_content(file: RemoteFile, path: Path, on_bytes: Callable[[int], None] | None = None) -> bool:
+    """Whether what lies at `path` is what the Hub announced; `on_bytes` is told how much has been read so far."""
+    if path.stat().st_size != file.size_bytes:
+        return False
+    digest, n_read = _new_digest(file), 0
+    with path.open("rb", buffering=0) as data:
+        while piece := data.read(_PIECE_BYTES):
+            digest.update(piece)
+            n_read += len(piece)
+            if on_bytes:
+                on_bytes(n_read)
+    return digest.hexdigest() == content_id(file)
 
 
 def _new_digest(file: RemoteFile) -> hashlib._Hash:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from llamachat.models.hub.digest import has_content
 from llamachat.models.hub.journal import (
     RANGE_BYTES,
     Journal,
@@ -60,6 +62,34 @@ def drop_contents(file: RemoteFile, path: Path) -> None:
     with path.open("r+b") as data:
         data.truncate(RANGE_BYTES)
         data.truncate(file.size_bytes)
+
+
+def move_arrived(
+    commit: str, file: RemoteFile, source: Path, target: Path, on_bytes: Callable[[int], None] | None = None
+) -> bool:
+    """Move what has arrived of `file` from `source`, where it may be under way or complete, to `target`.
+
+    False if it has other content, or nothing of it is there; all is as it was then. A complete file is hashed for that,
+    and `on_bytes` is told how much has been read so far; of one under way the journal knows. `target` must not exist.
+
+    Killed between the steps, data never lies without its journal: that is at both places while the data moves.
+    """
+    if source.is_symlink() or not source.is_file():
+        return False
+    if is_complete(source):
+        if not has_content(file, source, on_bytes):
+            return False
+        journal_path(target).unlink(missing_ok=True)
+    else:
+        journal = read_journal(source, file)
+        if journal is None or not journal.finished:
+            return False
+        replace(journal, commit=commit).write(target)
+    sync_directory(target.parent)
+    source.rename(target)
+    sync_directory(target.parent)
+    journal_path(source).unlink(missing_ok=True)
+    return True
 
 
 class Partial:
