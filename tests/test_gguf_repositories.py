@@ -250,7 +250,10 @@ def cached(hub: HubStandIn, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return snapshot
 
 
-def test_a_cached_file_is_linked_into_the_store(cached: Path, run: RunCommand) -> None:
+def test_a_cached_file_is_linked_into_the_store(cached: Path, run: RunCommand, home: Path) -> None:
+    plan = pull(run, f"{REPO}:Q8_0", "--dry-run")
+    assert (plan["label"], plan["download_bytes"]) == (f"{REPO}:q8_0", 0)
+    assert not home.exists()
     result = pull(run, f"{REPO}:Q8_0")
     assert Path(result["path"]).samefile(cached / "Tiny.Q8_0.gguf")
     assert result["revision"] == cached.name

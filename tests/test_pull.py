@@ -193,7 +193,27 @@ def test_the_plan_is_exact_and_moves_no_weights(hub: HubStandIn, checkpoint: Pat
     assert plan["output_bytes"] == pulled["size_bytes"]
     for_people = run("pull", REPO, "--quant", "q4_k_m", "--dry-run")
     assert "It fits." in for_people.stderr
+    assert for_people.stdout.startswith(f"{REPO}:q4_k_m IN ")
     assert "already here" in run("pull", REPO, "--quant", "q8_0", "--dry-run").stdout
+
+
+def test_a_dry_run_leaves_all_as_it_was(
+    start: Callable[..., subprocess.Popen[str]], home: Path, run: RunCommand, hub: HubStandIn
+) -> None:
+    """Also where a pull was cut short, of which it knows."""
+    plan = json.loads(run("pull", REPO, "--quant", "q8_0", "--dry-run", "--json").stdout)
+    assert plan["label"] == f"{REPO}:q8_0"
+    assert not home.exists()
+    hub.faults[SHARDS[2]] = SlowTail()
+    process = start()
+    _wait_until(lambda: any((home / "staging").glob("*--q8_0.journal")), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = sorted(path for path in home.rglob("*") if path.suffix != ".who")
+    again = json.loads(run("pull", REPO, "--quant", "q8_0", "--dry-run", "--json").stdout)
+    assert again["download_bytes"] < plan["download_bytes"]
+    assert again["needed_bytes"] < plan["needed_bytes"]
+    assert sorted(path for path in home.rglob("*") if path.suffix != ".who") == before
 
 
 def test_another_quant_of_kept_shards_downloads_nothing(

@@ -144,6 +144,15 @@ def test_the_same_commit_is_here_and_another_replaces_it(hub: HubStandIn, files:
     assert old.manifest.sha256 == first.manifest.sha256 == sha256(old.adapter.path)
 
 
+@pytest.mark.usefixtures("hub")
+def test_a_dry_run_leaves_nothing(run: RunCommand, home: Path) -> None:
+    dry = run("pull", BASE, "--quant", "q8_0", "--adapter", LORA, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert f"The adapter {LORA}:" in dry.stderr
+    assert "It fits." in dry.stderr
+    assert not home.exists()
+
+
 def test_several_at_once_and_one_model_under_another_name(hub: HubStandIn, files: Path) -> None:
     hub.add_repo("bob/tiny-lora", files / "lora2")
     puller.pull(PullRequest(BASE, "f16", name="mine"), Notes())

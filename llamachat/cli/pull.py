@@ -89,7 +89,7 @@ def _say_plan(plan: PullPlan, as_json: bool) -> None:
         ("needed now", size(plan.needed_bytes)),
         ("free", size(plan.free_bytes)),
     ]
-    out.table((f"IN {plan.directory}", ">SIZE"), rows)
+    out.table((f"{plan.label} IN {plan.directory}", ">SIZE"), rows)
     out.note("It fits." if plan.fits else "It does not fit.")
 
 

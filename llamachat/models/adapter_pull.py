@@ -153,7 +153,7 @@ def _fetch(source: AdapterSource, model: StoredModel, progress: Progress) -> Non
         repository, [file for file in source.files if file != weights], source.path, Transfer([], source.path, progress)
     )
     link_cached(repository, [weights], source.path)
-    plan_files([weights], source.path).require_room()
+    plan_files(source.name, [weights], source.path).require_room()
     watch = Transfer([weights], source.path, _FilesOnly(progress))
     if weights.name.endswith(".safetensors") and n_missing(weights, source.path / weights.name):
         download(repository, weights, source.path / weights.name, watch, first_range_only=True)

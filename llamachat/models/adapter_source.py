@@ -19,7 +19,7 @@ from llamachat.models.locks import OnWait, locked
 from llamachat.models.names import is_valid_name
 from llamachat.models.progress import Progress
 from llamachat.models.reference import CheckpointDirectory, ModelFile, NamedModel, parse_reference
-from llamachat.models.staging import checkpoint_dir, fetch, require_access, require_small
+from llamachat.models.staging import checkpoint_dir, fetch, looked_at, require_access, require_small
 from llamachat.models.transfer import Transfer
 
 _NO_CATALOG = Catalog({})
@@ -73,15 +73,17 @@ def find_source(
     progress: Progress,
     on_wait: OnWait | None,
     patience: Patience | None = None,
+    *,
+    is_plan: bool = False,
 ) -> AdapterSource:
     """Look an adapter up and check its config; say so if it was trained on what none of `base_names` can be.
 
-    `patience` is that of `find_repository`.
+    `patience` is that of `find_repository`. With `is_plan` nothing is left behind, and there is nothing to go on with.
 
     Raises `LlamachatError` or `QuantizeError` for an adapter that cannot be had or be used.
     """
     if reference.path is None:
-        source, settings = _find_on_hub(reference, progress, on_wait, patience)
+        source, settings = _find_on_hub(reference, progress, on_wait, patience, is_plan=is_plan)
     elif reference.path.is_dir():
         settings = quantize.read_adapter_settings(reference.path)
         source = AdapterSource(reference.name, reference.path, settings.base_name)
@@ -99,14 +101,14 @@ def find_source(
 
 
 @contextmanager
-def staged(source: AdapterSource, on_wait: OnWait | None) -> Iterator[None]:
+def staged(source: AdapterSource, on_wait: OnWait | None) -> Iterator[Path]:
     """Hold the directory that an adapter on the Hub is fetched to; nothing to hold for one that is here."""
     if source.repository is None:
-        yield
+        yield source.path
         return
     with locked(source.path.parent.name, on_wait):
         source.path.mkdir(parents=True, exist_ok=True)
-        yield
+        yield source.path
 
 
 def _local(name: str, path: Path) -> AdapterReference:
@@ -118,7 +120,12 @@ def _local(name: str, path: Path) -> AdapterReference:
 
 
 def _find_on_hub(
-    reference: AdapterReference, progress: Progress, on_wait: OnWait | None, patience: Patience | None
+    reference: AdapterReference,
+    progress: Progress,
+    on_wait: OnWait | None,
+    patience: Patience | None,
+    *,
+    is_plan: bool,
 ) -> tuple[AdapterSource, quantize.AdapterSettings]:
     assert reference.repo is not None
     repository = find_repository(reference.repo, reference.revision, progress.notice, patience=patience)
@@ -127,10 +134,10 @@ def _find_on_hub(
     config = _file(repository, (quantize.ADAPTER_CONFIG,))
     source = AdapterSource(reference.name, path, None, repository, config, _file(repository, quantize.ADAPTER_WEIGHTS))
     require_small(repository, [config])
-    with staged(source, on_wait):
-        fetch(repository, [config], path, Transfer([], path, progress))
-        settings = quantize.read_adapter_settings(path)
-        require_access(repository, source.files, path, progress.notice)
+    with looked_at(path, path.parent.name) if is_plan else staged(source, on_wait) as directory:
+        fetch(repository, [config], directory, Transfer([], directory, progress))
+        settings = quantize.read_adapter_settings(directory)
+        require_access(repository, source.files, directory, progress.notice)
     return AdapterSource(source.name, path, settings.base_name, repository, config, source.weights), settings
 
 

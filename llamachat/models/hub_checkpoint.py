@@ -22,7 +22,7 @@ from llamachat.models.locks import OnWait, locked
 from llamachat.models.plan import PullPlan, make_plan
 from llamachat.models.progress import Progress
 from llamachat.models.publishing import Target, convert_and_publish
-from llamachat.models.staging import checkpoint_dir, fetch, link_cached, require_access, require_small
+from llamachat.models.staging import checkpoint_dir, fetch, link_cached, looked_at, require_access, require_small
 from llamachat.models.transfer import Transfer
 from quantize.checkpoint import INDEX_NAMES, shard_names
 from quantize.vocab import TOKENIZER_FILES
@@ -31,8 +31,9 @@ _SMALL_FILES = ("config.json", "generation_config.json", *INDEX_NAMES, *TOKENIZE
 
 
 def plan_checkpoint(repository: Repository, target: Target, progress: Progress, *, keep: bool) -> PullPlan:
-    """Return what `pull_checkpoint` would do; fetches config and tokenizer."""
-    with _staged(repository, None) as checkpoint:
+    """Return what `pull_checkpoint` would do; fetches config and tokenizer, and leaves nothing behind."""
+    directory = checkpoint_dir(repository)
+    with looked_at(directory, directory.name) as checkpoint:
         _fetch_small(repository, checkpoint, progress)
         return _plan(repository, checkpoint, target, keep=keep)
 
@@ -74,7 +75,8 @@ def _plan(repository: Repository, checkpoint: Path, target: Target, *, keep: boo
         pre_tokenizer=target.pre_tokenizer,
     )
     shards = _shards(repository, checkpoint)
-    return make_plan(shards, checkpoint, prediction.size_bytes, target.staged_dir, keep=keep)
+    label = f"{target.name}:{target.file_type.name}"
+    return make_plan(label, shards, checkpoint, prediction.size_bytes, target.staged_dir, keep=keep)
 
 
 def _fetch_small(repository: Repository, directory: Path, progress: Progress) -> list[RemoteFile]:

@@ -16,7 +16,7 @@ from llamachat.models.locks import OnWait, locked
 from llamachat.models.plan import PullPlan, plan_files
 from llamachat.models.progress import Progress
 from llamachat.models.publishing import Target
-from llamachat.models.staging import checkpoint_dir, fetch, link_cached
+from llamachat.models.staging import checkpoint_dir, fetch, link_cached, looked_at
 from llamachat.models.transfer import Transfer
 
 
@@ -35,10 +35,13 @@ def find_here(repository: Repository, target: Target) -> store.StoredModel | Non
 
 
 def plan_gguf(repository: Repository, target: Target, _progress: Progress, *, keep: bool) -> PullPlan:
-    """Return what `pull_gguf` would do."""
+    """Return what `pull_gguf` would do; leaves nothing behind."""
     del keep  # the files are linked into the store: kept or not, they take their room once
     choice = choose(repository, target.wanted)
-    return plan_files(choice.files, checkpoint_dir(repository) / choice.quant)
+    directory = checkpoint_dir(repository)
+    with looked_at(directory / choice.quant, directory.name) as staged:
+        link_cached(repository, choice.files, staged)
+        return _plan(target, choice, staged)
 
 
 def pull_gguf(
@@ -49,7 +52,7 @@ def pull_gguf(
     with _staged(repository, choice, on_wait) as staged:
         link_cached(repository, choice.files, staged)
         adopt(repository, choice.files, staged, progress)
-        plan_files(choice.files, staged).require_room()
+        _plan(target, choice, staged).require_room()
         fetch(repository, choice.files, staged, Transfer(list(choice.files), staged, progress))
         model, _ = store_gguf(_source(repository, target, choice, staged), progress, replace=True)
         if not keep:
@@ -57,6 +60,10 @@ def pull_gguf(
             with suppress(OSError):  # another quant is on its way
                 staged.parent.rmdir()
     return model
+
+
+def _plan(target: Target, choice: GGUFChoice, staged: Path) -> PullPlan:
+    return plan_files(f"{target.name}:{choice.quant}", choice.files, staged)
 
 
 @contextmanager

@@ -19,8 +19,12 @@ from quantize.checkpoint.shards import SAFETENSORS
 
 @dataclass(frozen=True)
 class PullPlan:
-    """Sizes in bytes. `temporary` is the most that weight files take at a time while the model is made."""
+    """Sizes in bytes. `temporary` is the most that weight files take at a time while the model is made.
 
+    `label` is what the model will go by, `name:quant`.
+    """
+
+    label: str
     directory: Path
     download_bytes: int
     temporary_bytes: int
@@ -41,7 +45,9 @@ class PullPlan:
             raise NoRoom([Shortage(self.directory, self.needed_bytes, self.free_bytes)], largest)
 
 
-def make_plan(shards: list[RemoteFile], checkpoint: Path, output_bytes: int, staged: Path, *, keep: bool) -> PullPlan:
+def make_plan(
+    label: str, shards: list[RemoteFile], checkpoint: Path, output_bytes: int, staged: Path, *, keep: bool
+) -> PullPlan:
     """Plan to make a model of `output_bytes` in `staged` from the weight files that are to come to `checkpoint`.
 
     Links to what lies elsewhere take no room.
@@ -49,22 +55,31 @@ def make_plan(shards: list[RemoteFile], checkpoint: Path, output_bytes: int, sta
     sizes = [shard.size_bytes for shard in shards if not (checkpoint / shard.name).is_symlink()]
     is_whole = keep or not all(shard.name.endswith(SAFETENSORS.suffix) for shard in shards)
     n_temporary = sum(sizes) if is_whole else _most_at_a_time(sizes)
-    n_needed = max(0, output_bytes - disk_usage(staged)) + max(0, n_temporary - disk_usage(checkpoint))
+    n_here = sum(disk_usage(checkpoint / shard.name) for shard in shards)
+    n_needed = max(0, output_bytes - disk_usage(staged)) + max(0, n_temporary - n_here)
     return PullPlan(
-        directory=checkpoint.parent,
+        label=label,
+        directory=staged.parent,
         download_bytes=sum(n_missing(shard, checkpoint / shard.name) for shard in shards),
         temporary_bytes=n_temporary,
         output_bytes=output_bytes,
         needed_bytes=n_needed,
-        free_bytes=shutil.disk_usage(checkpoint.parent).free,
+        free_bytes=_free_bytes(staged.parent),
     )
 
 
-def plan_files(files: Sequence[RemoteFile], directory: Path) -> PullPlan:
+def plan_files(label: str, files: Sequence[RemoteFile], directory: Path) -> PullPlan:
     """Plan to fetch files as they are, which then become the model."""
     n_download = sum(n_missing(file, directory / file.name) for file in files)
     home = home_dir()
-    return PullPlan(home, n_download, 0, sum(f.size_bytes for f in files), n_download, shutil.disk_usage(home).free)
+    return PullPlan(label, home, n_download, 0, sum(f.size_bytes for f in files), n_download, _free_bytes(home))
+
+
+def _free_bytes(directory: Path) -> int:
+    """Free space where `directory` is, or will be."""
+    while not directory.exists():
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
 
 
 def _most_at_a_time(sizes: list[int]) -> int:

@@ -104,11 +104,13 @@ def _pull_model(request: PullRequest, reference: Reference, progress: Progress, 
 
 
 def plan(request: PullRequest, progress: Progress) -> PullPlan | PullResult:
-    """Return what `pull` would do, or the model that is here already; fetches config and tokenizer only."""
+    """Return what `pull` would do, or the model that is here already; fetches configs and tokenizer, and keeps none."""
     reference = parse_reference(request.model, load_catalog())
     with conversion_errors(), writing():
         for text in request.adapters:
-            source = find_source(parse_adapter_reference(text), _base_names(request, reference), progress, None)
+            source = find_source(
+                parse_adapter_reference(text), _base_names(request, reference), progress, None, is_plan=True
+            )
             n_bytes = sum(file.size_bytes for file in source.files)
             progress.notice(f"The adapter {source.name}: {n_bytes:,} bytes to download.")
     if request.adapters and (stored := _find_base(request, reference)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llamachat.errors import HubOffline, UnusableRepository
 from llamachat.models.hub import OnNotice, RemoteFile, Repository, cached_file, check_access, download, is_complete
-from llamachat.models.locks import flat
+from llamachat.models.locks import flat, locked
 from llamachat.models.transfer import Transfer
 from llamachat.paths import staging_dir
 
@@ -17,6 +19,20 @@ _MAX_SMALL_BYTES = 64 << 20
 def checkpoint_dir(repository: Repository) -> Path:
     """The directory for a repository at its commit."""
     return staging_dir() / f"{flat(repository.repo)}@{repository.commit}"
+
+
+@contextmanager
+def looked_at(directory: Path, lock: str) -> Iterator[Path]:
+    """A directory for those who only want to know what would be done.
+
+    It is `directory`, held by `lock`, if a pull has begun there; else one that is gone afterwards.
+    """
+    if directory.is_dir():
+        with locked(lock):
+            yield directory
+    else:
+        with TemporaryDirectory(prefix="llamachat-") as passing:
+            yield Path(passing)
 
 
 def fetch(repository: Repository, files: Sequence[RemoteFile], directory: Path, watch: Transfer) -> None:
