@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from llamachat.models.locks import locked
 from llamachat.models.transfer import Transfer
 from support.checkpoints import LlamaShape, write_random_checkpoint
 from support.hub import Fault, HubStandIn, Piece
+from support.terminal import Terminal
 from support.torch_files import turn_into_torch
 
 REPO = "demo/three-shards"
@@ -140,6 +142,15 @@ def test_shards_are_converted_while_others_arrive_and_leave_the_disk(
     assert not any((home / "staging").iterdir())
 
 
+def test_on_a_terminal_only_files_under_way_have_a_bar(hub: HubStandIn) -> None:
+    """The first range of all shards comes first, then one shard after the other."""
+    hub.faults[SHARDS[1]] = SlowTail()
+    with Terminal([sys.executable, "-m", "llamachat", "pull", REPO, "--quant", "q8_0"], columns=120) as terminal:
+        terminal.wait_for(f"{SHARDS[0]}: ")
+        terminal.wait_for(f"{SHARDS[1]} ")
+        assert SHARDS[2] not in terminal.text
+
+
 def test_killed_at_random_moments(
     start: Callable[..., subprocess.Popen[str]], hub: HubStandIn, checkpoint: Path, sha256: str, run: RunCommand
 ) -> None:
@@ -189,8 +200,11 @@ def test_the_plan_is_exact_and_moves_no_weights(hub: HubStandIn, checkpoint: Pat
     assert plan["download_bytes"] == sum(sizes)
     assert plan["temporary_bytes"] == max(sizes[0] + sizes[1], sizes[1] + sizes[2]) + RANGE_BYTES
     assert plan["fits"]
-    pulled = json.loads(run("pull", REPO, "--quant", "q8_0", "--json").stdout)
-    assert plan["output_bytes"] == pulled["size_bytes"]
+    pulled = run("pull", REPO, "--quant", "q8_0", "--json")
+    assert plan["output_bytes"] == json.loads(pulled.stdout)["size_bytes"]
+    n_megabytes = f"{sum(sizes) / 1e6:.1f}"
+    last = rf"^Downloading: {n_megabytes} of {n_megabytes} MB, 100 %, [\d.]+ [kMG]B/s$"
+    assert re.search(last, pulled.stderr, re.MULTILINE), pulled.stderr
     for_people = run("pull", REPO, "--quant", "q4_k_m", "--dry-run")
     assert "It fits." in for_people.stderr
     assert for_people.stdout.startswith(f"{REPO}:q4_k_m IN ")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llamachat.cli.format import size
+from llamachat.cli.format import duration, share, size
 from llamachat.cli.output import out
 
 if TYPE_CHECKING:
@@ -48,11 +48,14 @@ class _Bars:
     def file(self, name: str, done: int, total: int) -> None:
         self._show(f"file {name}", f"  {name}", done, total, is_bytes=True)
 
-    def arrived(self, name: str, size_bytes: int) -> None:
+    def paused(self, name: str) -> None:
         with self._lock:
             task = self._tasks.pop(f"file {name}", None)
         if task is not None:
             self._bars.remove_task(task)
+
+    def arrived(self, name: str, size_bytes: int) -> None:
+        self.paused(name)
         self._bars.console.print(f"  {name}: {size(size_bytes)}", markup=False, highlight=False)
 
     def notice(self, text: str) -> None:
@@ -83,12 +86,20 @@ class _PlainLines:
                 return
             self._last[stage] = now
         per_second = (done - first) / (now - started) if now > started else 0.0
-        left = f", {(total - done) / per_second:.0f} s left" if per_second and done < total else ""
-        speed = _speed(per_second, is_bytes=stage != "quantize")
-        out.note(f"{_TITLES[stage]}: {100 * done // max(total, 1)} %{left} {speed}".rstrip())
+        is_bytes = stage != "quantize"
+        facts = [
+            share(done, total) if is_bytes else "",
+            f"{100 * done // max(total, 1)} %",
+            _speed(per_second, is_bytes=is_bytes),
+            f"{duration((total - done) / per_second)} left" if per_second and done < total else "",
+        ]
+        out.note(f"{_TITLES[stage]}: {', '.join(filter(None, facts))}")
 
     def file(self, name: str, done: int, total: int) -> None:
         """In a pipe a file has its line when it is here."""
+
+    def paused(self, name: str) -> None:
+        """See `file`."""
 
     def arrived(self, name: str, size_bytes: int) -> None:
         out.note(f"  {name}: {size(size_bytes)}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamachat.cli.format import parameters, size
+from llamachat.cli.format import duration, parameters, size
 from llamachat.cli.output import out
 from llamachat.errors import ChooseQuant
 
@@ -158,10 +158,10 @@ def _say_waiting(name: str, holder: Holder | None) -> None:
 def _say(result: PullResult) -> None:
     manifest = result.manifest
     what = f"{result.model.label}: {size(manifest.size_bytes)}, {parameters(manifest.n_params)} parameters"
-    out.text(f"{what}, already here." if result.was_here else f"{what}, in {result.elapsed_s:.0f} s.")
+    out.text(f"{what}, already here." if result.was_here else f"{what}, in {duration(result.elapsed_s)}.")
     for added in result.adapters:
         ranks = ", ".join(map(str, added.manifest.ranks))
         what = f"  with {added.manifest.name}: {size(added.manifest.size_bytes)}, rank {ranks}"
-        out.text(f"{what}, already here." if added.was_here else f"{what}, in {added.elapsed_s:.0f} s.")
+        out.text(f"{what}, already here." if added.was_here else f"{what}, in {duration(added.elapsed_s)}.")
     options = "".join(f" --adapter {added.manifest.name}" for added in result.adapters)
     out.note(f"Talk to it: llamachat chat {result.model.label}{options}")

@@ -227,7 +227,8 @@ class _FilesOnly:
     """The total is the model's, and must not go backwards: an adapter's progress is that of its file."""
 
     def __init__(self, progress: Progress) -> None:
-        self.file, self.arrived, self.notice = progress.file, progress.arrived, progress.notice
+        self.file, self.paused, self.arrived = progress.file, progress.paused, progress.arrived
+        self.notice = progress.notice
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Say nothing."""

@@ -41,6 +41,7 @@ class Arrival:
         """Fetch what the converter has to see before it starts: headers, or the whole of files that have none."""
         for path, file in self._files.items():
             download(self._repository, file, path, self._watch, first_range_only=path.suffix == SAFETENSORS.suffix)
+            self._watch.paused(file.name)
         return self
 
     def __exit__(

@@ -14,6 +14,9 @@ class Progress(Protocol):
     def file(self, name: str, done: int, total: int) -> None:
         """How far the download of a file is, in bytes."""
 
+    def paused(self, name: str) -> None:
+        """No more of a file comes for now: it is not under way, nor has it arrived."""
+
     def arrived(self, name: str, size_bytes: int) -> None:
         """A file has been downloaded and verified."""
 

@@ -33,6 +33,10 @@ class Transfer:
         self._progress.file(file_name, done, total)
         self._progress("download", all_done, all_total)
 
+    def paused(self, file_name: str) -> None:
+        """No more of a file is fetched for now."""
+        self._progress.paused(file_name)
+
     def arrived(self, file_name: str) -> None:
         """A file is here, and is what it should be."""
         if file_name in self._totals:

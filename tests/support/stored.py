@@ -26,6 +26,9 @@ class Silent:
     def file(self, name: str, done: int, total: int) -> None:
         """See `Progress`."""
 
+    def paused(self, name: str) -> None:
+        """See `Progress`."""
+
     def arrived(self, name: str, size_bytes: int) -> None:
         """Say nothing."""
 
