@@ -32,6 +32,8 @@ _DOORS = {
     "httpx2": "llamachat/models/hub/",
     "typer": "llamachat/cli/",
     "rich": "llamachat/cli/",
+    "markdown_it": "llamachat/cli/",
+    "pygments": "llamachat/cli/",
     "prompt_toolkit": "llamachat/cli/",
     "sentencepiece": "quantize/vocab/",
     "tokenizers": "quantize/vocab/",

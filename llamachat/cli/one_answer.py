@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 from llamachat.chat.session import Answer, LeftOut, Session, TextPiece
@@ -9,6 +10,7 @@ from llamachat.cli.opening import OpenChat, describe_left_out
 from llamachat.cli.output import out
 from llamachat.cli.question import Question
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
+from llamachat.cli.terminal.view import open_view
 from llamachat.engine.base import Tokenizer
 
 
@@ -35,16 +37,17 @@ def _describe_sources(question: Question, tokenizer: Tokenizer) -> str:
 
 
 def _stream(session: Session, question: str, cancel: threading.Event, *, silent: bool) -> Answer:
-    for event in session.send(question, cancel):
-        match event:
-            case LeftOut():
-                out.warning(describe_left_out(event))
-            case TextPiece(text) if not silent:
-                out.text(text, end="")
-            case Answer():
-                if not silent:
-                    out.text("")
-                return event
+    with open_view() as view:
+        for event in session.send(question, cancel):
+            match event:
+                case LeftOut():
+                    out.warning(describe_left_out(event))
+                case TextPiece(text) if not silent:
+                    view.feed(text)
+                case Answer():
+                    if not silent and not sys.stdout.isatty():
+                        out.text("")
+                    return event
     raise AssertionError("a session ends every turn with an Answer")
 
 

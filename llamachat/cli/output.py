@@ -35,7 +35,8 @@ class Output:
         return Console(stderr=True, highlight=False, soft_wrap=True)
 
     @cached_property
-    def _data(self) -> Console:
+    def data(self) -> Console:
+        """Rich on stdout."""
         from rich.console import Console
 
         return Console(highlight=False)
@@ -48,6 +49,10 @@ class Output:
         """Put a text into the terminal's clipboard (OSC 52), on a terminal only."""
         if sys.stdout.isatty():
             self._write(f"\x1b]52;c;{base64.b64encode(text.encode('utf-8', 'replace')).decode()}\a")
+
+    def sequences(self, text: str) -> None:
+        """For a terminal: text that was made visible, and sequences of our own."""
+        self._write(text)
 
     def json(self, value: Any) -> None:
         """One JSON document."""
@@ -82,12 +87,12 @@ class Output:
 
         cells = [[visible(cell) for cell in row] for row in rows]
         table = Table(box=None, pad_edge=False, header_style="bold")
-        shown = _columns_that_fit(columns, [names, *cells], self._data.width)
+        shown = _columns_that_fit(columns, [names, *cells], self.data.width)
         for i in shown:
             table.add_column(names[i], justify="right" if columns[i].startswith(">") else "left", overflow="fold")
         for row in cells:
             table.add_row(*(Text(row[i]) for i in shown))
-        self._data.print(table)
+        self.data.print(table)
 
     def note(self, text: str) -> None:
         """Something worth knowing, quietly."""

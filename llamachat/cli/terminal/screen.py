@@ -15,6 +15,7 @@ from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, r
 from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
 from llamachat.cli.terminal.notice import PrefillNotice
 from llamachat.cli.terminal.reader import Reader, open_reader
+from llamachat.cli.terminal.view import open_view
 from llamachat.engine.base import Prefill
 from llamachat.errors import LlamachatError, PromptTooLong
 
@@ -101,9 +102,9 @@ def _next_line(reader: Reader, *, interrupted: bool) -> str | None:
 
 def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
     """Stream one answer and an empty line; return whether it was interrupted. An error costs this turn only."""
-    shown, interrupted = "", False
+    shown = interrupted = False
     try:
-        with cancel_on_interrupt() as cancel, PrefillNotice() as notice:
+        with cancel_on_interrupt() as cancel, open_view() as view, PrefillNotice() as notice:
             for event in answer(cancel):
                 match event:
                     case LeftOut():
@@ -112,12 +113,13 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
                         notice.update(n_done, n_total)
                     case TextPiece(piece):
                         notice.close()
-                        out.text(piece, end="")
-                        shown = piece
+                        view.feed(piece)
+                        shown = True
                     case Answer():
                         notice.close()
+                        view.close()
                         interrupted = event.finish_reason == "interrupted"
-                        _finish(chat, event, shown, show_stats=show_stats)
+                        _finish(chat, event, shown=shown, show_stats=show_stats)
     except PromptTooLong as error:
         out.error(str(error), chat.window_advice(error))
     except LlamachatError as error:
@@ -126,12 +128,10 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
     return interrupted
 
 
-def _finish(chat: OpenChat, answer: Answer, shown: str, *, show_stats: bool) -> None:
-    """What follows an answer; `shown` is the last piece of it, if there was any."""
-    if shown and not shown.endswith("\n"):
-        out.text("")
+def _finish(chat: OpenChat, answer: Answer, *, shown: bool, show_stats: bool) -> None:
+    """What follows an answer; `shown` tells whether anything of it is on the screen now."""
     chat.last_answer = answer
-    ending = _ENDINGS.get((answer.finish_reason, bool(shown)))
+    ending = _ENDINGS.get((answer.finish_reason, shown))
     if ending:
         out.note(ending)
     if show_stats:
