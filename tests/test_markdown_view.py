@@ -29,8 +29,9 @@ LINES = st.sampled_from([
     "# a b", "word a1 b2", "a **bold b** a", "`a` *b", "- a item", "* b", "  - nested a", "    - deep b", "1. one",
     "12) b", "   more a", "```xyz", "```", "~~~~", "````", "    b = 1", "\ta", "> quote a", ">", "| a | b |",
     "|---|--:|", "| 1 | 2 |", "---", "===", "***", "", "", "  ", "你好，世界 a", "👩‍👩‍👧 b", "[a](b:1)", "<b>a</b>",
-    "![a](b)", "&#27;[1m a", "[a]: b", "a\\", "#", "a" * 45, "b 法国的首都是巴黎，它有着悠久的历史，可以追溯到两千多年前",
-    "1.", "-", "**", "&lt;a&gt;", "a  ", "\x1b[31m\u202e\x07a\r",
+    "![a](b)", "&#27;[1m a", "[a]: b", "a\\", "#", "a" * 45,
+    "b 法国的首都是巴黎，它有着悠久的历史，可以追溯到两千多年前", "1.", "-", "**", "&lt;a&gt;", "a  ",
+    "\x1b[31m\u202e\x07a\r",
 ])  # fmt: skip
 MARKDOWN = st.lists(LINES, max_size=14).map("\n".join) | st.text("a1 \n`*_-#>|~[]()!\\&<:", max_size=60)
 PLACES = st.lists(st.integers(0, 500), max_size=12)

@@ -158,7 +158,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(start: StartChat) -> None:
 def test_ctrl_c_stops_the_reading_of_a_long_prompt(start: StartChat) -> None:
     chat = start("--stats")
     chat.paste(LONG_TEXT)
-    chat.wait_until(lambda: chat.cursor_line == "", "the paste")
+    chat.wait_for("[pasted 300 lines, ")
     chat.send(ENTER)
     chat.wait_for("Reading: ")
     chat.send(CTRL_C)

@@ -111,10 +111,24 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """The screen as lines, without the blanks on the right."""
+        """The screen as lines, without the blanks on the right and without the toolbar."""
         if self._text is None:
-            self._text = "\n".join(line.rstrip() for line in self._screen.display).rstrip("\n")
+            self._text = "\n".join(self._lines(toolbar=False)).rstrip("\n")
         return self._text
+
+    @property
+    def toolbar(self) -> str:
+        """What stands in reverse at the bottom of the screen."""
+        return "\n".join(self._lines(toolbar=True))
+
+    def _lines(self, *, toolbar: bool) -> list[str]:
+        lines = list(enumerate(self._screen.display))
+        while lines and not lines[-1][1].strip():
+            lines.pop()
+        n = len(lines)
+        while n and self._screen.buffer[n - 1][0].reverse:
+            n -= 1
+        return [line.rstrip() for _, line in (lines[n:] if toolbar else lines[:n])]
 
     @property
     def cursor_line(self) -> str:

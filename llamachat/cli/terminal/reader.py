@@ -9,19 +9,24 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llamachat.cli.output import out
-from llamachat.cli.terminal.commands import COMMANDS, escape
+from llamachat.cli.terminal.chips import Chips, show_chips
+from llamachat.cli.terminal.commands import escape
+from llamachat.cli.terminal.escapes import visible
 from llamachat.cli.terminal.keyboard import interrupt_allowed, keys_held
 from llamachat.errors import describe_os_error
 from llamachat.paths import input_history_path
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
-    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    from llamachat.cli.terminal.completion import Words
 
 _PROMPT = "> "
 
@@ -39,10 +44,21 @@ class Reader(Protocol):
         """Within `hold_keys`, while the model answers: Ctrl-C is a signal."""
 
 
-def open_reader(*, remember: bool) -> Reader:
-    """The line editor, or something simpler for a dumb terminal or a redirected standard output."""
+def open_reader(
+    *,
+    remember: bool,
+    toolbar: Callable[[], str] | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+    words: Mapping[str, Words] | None = None,
+) -> Reader:
+    """The line editor, or something simpler for a dumb terminal or a redirected standard output.
+
+    `toolbar` tells what stands below the line, `count_tokens` the length of a paste, `words` completes by command.
+    """
     is_dumb = os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
-    return PlainReader() if is_dumb or not sys.stdout.isatty() else LineEditor(remember=remember)
+    if is_dumb or not sys.stdout.isatty():
+        return PlainReader()
+    return LineEditor(remember=remember, toolbar=toolbar, chips=Chips(count_tokens), words=words)
 
 
 class PlainReader:
@@ -72,29 +88,36 @@ class PlainReader:
 
 
 class LineEditor:
-    """prompt-toolkit: editing, history on disk, completion of commands; the lines of a paste stay together."""
+    """prompt-toolkit: editing, history on disk, completion; the lines of a paste stay together, many of them folded."""
 
-    def __init__(self, *, remember: bool) -> None:
+    def __init__(
+        self, *, remember: bool, toolbar: Callable[[], str] | None, chips: Chips, words: Mapping[str, Words] | None
+    ) -> None:
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.completion import WordCompleter
         from prompt_toolkit.shortcuts import CompleteStyle
 
+        from llamachat.cli.terminal.completion import ChatCompleter
+
+        self._chips = chips
         self._session: PromptSession[str] = PromptSession(
             [("bold", _PROMPT)],
             prompt_continuation=lambda width, _line, is_wrapped: "" if is_wrapped else " " * width,
-            history=_open_history(remember=remember),
-            completer=WordCompleter(list(COMMANDS), sentence=True),
+            history=_expanded(_open_history(remember=remember), chips),
+            completer=ChatCompleter(words),
             complete_style=CompleteStyle.READLINE_LIKE,  # a menu would reserve eight empty lines below the prompt
             complete_while_typing=False,
             enable_history_search=True,
             enable_suspend=True,
-            key_bindings=_key_bindings(),
+            key_bindings=_key_bindings(chips),
+            input_processors=[show_chips(chips)],
+            bottom_toolbar=(lambda: visible(toolbar())) if toolbar else None,
+            tempfile_suffix=".md",
         )
 
     def read(self, begun: str = "") -> str:
         """See `Reader`."""
         try:
-            return self._session.prompt(default=begun)
+            return self._chips.expand(self._session.prompt(default=begun))
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
                 return ""
@@ -109,8 +132,8 @@ class LineEditor:
         return interrupt_allowed()
 
 
-def _key_bindings() -> KeyBindings:
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+def _key_bindings(chips: Chips) -> KeyBindings:
+    from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.keys import Keys
 
     bindings = KeyBindings()
@@ -118,11 +141,42 @@ def _key_bindings() -> KeyBindings:
     @bindings.add(Keys.BracketedPaste)
     def _paste(event: KeyPressEvent) -> None:
         """Insert a paste with its lines; at the start it is escaped for all to see, so that it is never a command."""
-        text = event.data.replace("\r\n", "\n").replace("\r", "\n")
+        pasted = event.data.replace("\r\n", "\n").replace("\r", "\n")
+        text = chips.fold(pasted)
         buffer = event.current_buffer
         buffer.insert_text(text if buffer.document.text_before_cursor else escape(text))
 
+    @bindings.add(Keys.Escape, Keys.Enter)
+    @bindings.add(Keys.ControlJ)
+    def _break_line(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    @bindings.add(Keys.ControlX, Keys.ControlE)
+    def _edit(event: KeyPressEvent) -> None:
+        """Go on with the line in $VISUAL or $EDITOR, which gets what is behind the chips."""
+        buffer = event.current_buffer
+        buffer.text = chips.expand(buffer.text)
+        buffer.cursor_position = len(buffer.text)
+        buffer.open_in_editor()
+
     return bindings
+
+
+def _expanded(history: History, chips: Chips) -> History:
+    """The same history, which remembers the text of chips."""
+    from prompt_toolkit.history import History as AnyHistory
+
+    class Expanded(AnyHistory):
+        def load_history_strings(self) -> Iterable[str]:
+            return history.load_history_strings()
+
+        def append_string(self, string: str) -> None:
+            super().append_string(chips.expand(string))
+
+        def store_string(self, string: str) -> None:
+            history.store_string(string)
+
+    return Expanded()
 
 
 def _open_history(*, remember: bool) -> History:

@@ -15,6 +15,7 @@ from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, r
 from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
 from llamachat.cli.terminal.notice import PrefillNotice
 from llamachat.cli.terminal.reader import Reader, open_reader
+from llamachat.cli.terminal.toolbar import Toolbar
 from llamachat.cli.terminal.view import open_view
 from llamachat.engine.base import Prefill
 from llamachat.errors import LlamachatError, PromptTooLong
@@ -22,7 +23,8 @@ from llamachat.errors import LlamachatError, PromptTooLong
 
 def run_screen(chat: OpenChat, *, show_stats: bool, remember: bool) -> None:
     """Talk until the user leaves (/exit, Ctrl-D, or Ctrl-C twice at an empty prompt)."""
-    reader = open_reader(remember=remember)
+    toolbar = Toolbar(chat)
+    reader = open_reader(remember=remember, toolbar=toolbar, count_tokens=toolbar.count_tokens)
     with leave_on_termination(), reader.hold_keys():
         out.note(fill(chat.describe(), get_terminal_size().columns, break_on_hyphens=False))
         out.note("/help shows the commands, Ctrl-D leaves.")
@@ -41,7 +43,7 @@ def run_screen(chat: OpenChat, *, show_stats: bool, remember: bool) -> None:
                 answer = _message(chat, unescape(line).strip("\n"))
             if answer:
                 with reader.allow_interrupt():
-                    interrupted = _answer(chat, answer, show_stats=show_stats)
+                    interrupted = _answer(chat, answer, toolbar, show_stats=show_stats)
 
 
 def _obey(line: str, chat: OpenChat) -> Reply:
@@ -100,7 +102,7 @@ def _next_line(reader: Reader, *, interrupted: bool) -> str | None:
             out.note("(Ctrl-C again, or Ctrl-D, leaves)")
 
 
-def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
+def _answer(chat: OpenChat, answer: Stream, toolbar: Toolbar, *, show_stats: bool) -> bool:
     """Stream one answer and an empty line; return whether it was interrupted. An error costs this turn only."""
     shown = interrupted = False
     try:
@@ -118,6 +120,7 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
                     case Answer():
                         notice.close()
                         view.close()
+                        toolbar.note(event)
                         interrupted = event.finish_reason == "interrupted"
                         _finish(chat, event, shown=shown, show_stats=show_stats)
     except PromptTooLong as error:

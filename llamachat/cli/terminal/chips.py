@@ -1,0 +1,83 @@
+"""Long pastes folded into one word of the line that is being typed.
+
+In the line a chip is one private-use character, so that the cursor, backspace and every other command of the editor
+take it as a whole; on the screen it is a label, and what leaves the editor is the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llamachat.cli.terminal.commands import escape
+
+if TYPE_CHECKING:
+    from prompt_toolkit.layout.processors import Processor
+
+LONGEST_PASTE = 20
+"""Lines that are shown as they are."""
+
+_FIRST, _LAST = 0xF0000, 0xFFFFD  # Supplementary Private Use Area-A
+
+
+class Chips:
+    """The pastes that were folded, by the character that stands for each."""
+
+    def __init__(self, count_tokens: Callable[[str], int] | None = None) -> None:
+        self._count_tokens = count_tokens
+        self._texts: dict[str, str] = {}
+        self._labels: dict[str, str] = {}
+
+    def fold(self, text: str) -> str:
+        """A paste as it goes into the line: itself, or its chip if it has many lines."""
+        text = "".join("\ufffd" if character in self._texts else character for character in text)
+        if text.rstrip("\n").count("\n") < LONGEST_PASTE:
+            return text
+        character = chr(_FIRST + len(self._texts))
+        if character > chr(_LAST) or character in text:
+            return text
+        self._texts[character] = text
+        return character
+
+    def expand(self, line: str) -> str:
+        """The line with all its text. What was pasted at its start is escaped, so that it is never a command."""
+        text = "".join(self._texts.get(character, character) for character in line)
+        return escape(text) if line[:1] in self._texts else text
+
+    def label(self, character: str) -> str | None:
+        """What the screen shows for a chip; None for any other character."""
+        text = self._texts.get(character)
+        if text is None:
+            return None
+        if character not in self._labels:
+            n_lines = text.rstrip("\n").count("\n") + 1
+            tokens = f", {self._count_tokens(text):,} tokens" if self._count_tokens else ""
+            self._labels[character] = f"[pasted {n_lines:,} lines{tokens}]"
+        return self._labels[character]
+
+
+def show_chips(chips: Chips) -> Processor:
+    """What puts the labels in the place of the characters when the line is drawn."""
+    from prompt_toolkit.formatted_text import StyleAndTextTuples
+    from prompt_toolkit.formatted_text.utils import fragment_list_to_text
+    from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
+    from prompt_toolkit.layout.utils import explode_text_fragments
+
+    class Labels(Processor):
+        def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
+            fragments = explode_text_fragments(transformation_input.fragments)
+            starts = [0]  # of each character of the line, on the screen
+            shown: StyleAndTextTuples = []
+            for style, character, *_ in fragments:
+                label = chips.label(character)
+                shown.append((f"{style} reverse" if label else style, label or character))
+                starts.append(starts[-1] + len(label or character))
+            if starts[-1] == len(fragment_list_to_text(fragments)):
+                return Transformation(transformation_input.fragments)
+            return Transformation(
+                shown,
+                source_to_display=lambda i: starts[i] if i < len(starts) else starts[-1] + i - len(starts) + 1,
+                display_to_source=lambda i: next((n - 1 for n, at in enumerate(starts) if at > i), len(starts) - 1),
+            )
+
+    return Labels()

@@ -1,0 +1,35 @@
+"""`llamachat chat` with an engine that says what a script has it say: run as a program of its own, in a terminal.
+
+    python -m support.scripted_chat SCRIPT.json [chat's arguments …]
+
+The script is a list of answers; an answer is a list of texts, each a piece of it, and of numbers, seconds to wait. The
+program is the real one from the command line to the screen; only `open_engine` gives another engine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llamachat.__main__ import main
+from llamachat.cli import opening
+from support.fake_engine import FakeEngine, Step
+
+
+def _step(step: str | float) -> Step:
+    return step.encode() if isinstance(step, str) else partial(time.sleep, step)
+
+
+def _open_engine(script: Path, *_: Any) -> FakeEngine:
+    answers = json.loads(script.read_text(encoding="utf-8"))
+    return FakeEngine(*([_step(step) for step in answer] for answer in answers))
+
+
+if __name__ == "__main__":
+    opening.open_engine = partial(_open_engine, Path(sys.argv[1]))  # type: ignore[assignment]
+    sys.argv = ["llamachat", "chat", "--template", "chatml", *sys.argv[2:]]
+    main()
