@@ -426,6 +426,42 @@ class CannotRead(LlamachatError):
         super().__init__(f"{path}: {problem}.", "Give a text file in UTF-8.")
 
 
+class HistoryFailed(LlamachatError):
+    """The history of conversations cannot be read or written now. A chat can go on without it."""
+
+    def __init__(self, path: Path, problem: str, next_step: str) -> None:
+        super().__init__(f"{path}: {problem}.", next_step)
+        self.path = path
+
+
+class HistoryTooNew(HistoryFailed):
+    """A newer llamachat has written the history in a form that this one does not know."""
+
+    def __init__(self, path: Path, version: int, known: int) -> None:
+        problem = f"was written by a newer llamachat (its form is {version}, this one knows up to {known})"
+        super().__init__(path, problem, "Update llamachat, or set LLAMACHAT_HOME to another directory.")
+        self.version = version
+
+
+class UnknownSession(LlamachatError):
+    """No stored conversation, or no single one, is meant by this; `near` are ids and titles of some that could be."""
+
+    def __init__(self, text: str, near: Sequence[tuple[int, str]]) -> None:
+        guess = f" Near: {'; '.join(f'{id_} ({title})' for id_, title in near)}." if near else ""
+        super().__init__(
+            f"There is no saved conversation {text!r}.{guess}" if text else "There is no saved conversation yet.",
+            "See all with: llamachat sessions list." if text else "Begin one with: llamachat chat.",
+        )
+        self.near = tuple(near)
+
+
+class UnusableSessionFile(LlamachatError):
+    """A file that should hold an exported conversation, and does not."""
+
+    def __init__(self, path: Path | str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}.", "Give a file made with: llamachat sessions export ID FILE.json.")
+
+
 def _size(n_bytes: int) -> str:
     """Decimal units, as disks are sold and `list` shows them; exact enough to tell what is needed from what is free."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"

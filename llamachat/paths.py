@@ -42,3 +42,8 @@ def user_catalog_path() -> Path:
 def input_history_path() -> Path:
     """What was typed at the chat prompt."""
     return home_dir() / "input_history"
+
+
+def history_path() -> Path:
+    """What was said in conversations."""
+    return home_dir() / "history.db"

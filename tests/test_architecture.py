@@ -38,6 +38,7 @@ _DOORS = {
     "sentencepiece": "quantize/vocab/",
     "tokenizers": "quantize/vocab/",
     "jinja2": "llamachat/chat/",
+    "sqlite3": "llamachat/chat/history/",
 }
 
 

@@ -1,0 +1,242 @@
+"""A session with all its branches as a JSON document, and back. What comes back is read as a stranger's.
+
+    {"format": "llamachat conversation", "version": 1, "title", "created", "updated", "facts": {…}, "head": id | null,
+     "messages": [{"id", "parent", "role", "content", "is_pinned", "created",
+                   "finish_reason", "facts", "seed", "stats"}, …]}
+
+Parents come before their children. `facts` of an answer are null where it was made with the session's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, replace
+from datetime import datetime, timezone
+from typing import Any, TypeVar, get_args
+
+from llamachat.chat.history.titles import make_title
+from llamachat.chat.history.values import FOLLOWS, SessionFacts, SessionTree, StoredMessage
+from llamachat.chat.message import Message, Role
+from llamachat.engine.base import FinishReason, GenerationStats
+
+FORMAT = "llamachat conversation"
+VERSION = 1
+
+_MAX_COUNT = 2**53
+_MAX_CTX = 10_000_000
+_TITLE_COLUMNS = 200
+_SHA256_DIGITS = 64
+
+_Value = TypeVar("_Value")
+
+
+class BadDocument(Exception):
+    """A document that no session can be made of; the text goes on from the file's name."""
+
+
+def to_document(tree: SessionTree) -> dict[str, Any]:
+    """What is written to the file. Messages are numbered from 1."""
+    ids = {stored.key: i for i, stored in enumerate(tree.messages, 1)}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "title": tree.title,
+        "created": tree.created,
+        "updated": tree.updated,
+        "facts": _facts_to_json(tree.facts),
+        "head": ids.get(tree.head) if tree.head is not None else None,
+        "messages": [_message_to_json(stored, ids, tree.facts) for stored in tree.messages],
+    }
+
+
+def _facts_to_json(facts: SessionFacts) -> dict[str, Any]:
+    adapters = [{"path": path, "scale": scale} for path, scale in facts.adapters]
+    return {**asdict(facts), "sampling": dict(facts.sampling), "adapters": adapters}
+
+
+def _message_to_json(stored: StoredMessage, ids: Mapping[int, int], facts: SessionFacts) -> dict[str, Any]:
+    return {
+        "id": ids[stored.key],
+        "parent": ids[stored.parent] if stored.parent is not None else None,
+        "role": stored.message.role,
+        "content": stored.message.content,
+        "is_pinned": stored.message.is_pinned,
+        "created": stored.created,
+        "finish_reason": stored.finish_reason,
+        "facts": _facts_to_json(stored.facts) if stored.facts not in (None, facts) else None,
+        "seed": stored.seed,
+        "stats": asdict(stored.stats) if stored.stats else None,
+    }
+
+
+def from_document(parsed: object) -> SessionTree:
+    """A session from a parsed JSON document, with id 0; raise `BadDocument` if anything in it cannot be used."""
+    table = _take(parsed, _is_object, "the document")
+    if table.get("format") != FORMAT:
+        raise BadDocument("is not an exported conversation")
+    if table.get("version") != VERSION:
+        raise BadDocument("was written by another version of llamachat, whose form this one does not know")
+    facts = _facts(table.get("facts"), "facts")
+    messages = _messages(_take(table.get("messages"), _is_list, "messages"), facts)
+    head = table.get("head")
+    if head is not None and (type(head) is not int or head not in {stored.key for stored in messages}):
+        raise BadDocument("has a head that is none of its messages")
+    title = _take(table.get("title"), _is_text, "title")
+    times = (_time(table.get("created"), "created"), _time(table.get("updated"), "updated"))
+    return SessionTree(0, make_title(title, _TITLE_COLUMNS), *times, facts, head, tuple(messages))
+
+
+def _messages(entries: list[Any], facts: SessionFacts) -> list[StoredMessage]:
+    roles: dict[int | None, str] = {}
+    messages = []
+    for i, entry in enumerate(entries, 1):
+        stored = _message(_take(entry, _is_object, f"message {i}"), f"message {i}", facts)
+        if stored.key in roles or (stored.parent is not None and stored.parent not in roles):
+            raise BadDocument(f"has a message {i} whose id is taken, or whose parent does not come before it")
+        if stored.message.role not in FOLLOWS[roles[stored.parent] if stored.parent is not None else None]:
+            raise BadDocument(f"has a message {i} from {stored.message.role} when it is not the turn for one")
+        roles[stored.key] = stored.message.role
+        messages.append(stored)
+    if "user" not in roles.values():
+        raise BadDocument("holds no message of a user")
+    return messages
+
+
+def _message(entry: Mapping[str, Any], where: str, facts: SessionFacts) -> StoredMessage:
+    role: Role = _take(entry.get("role"), _is_role, f"{where}: role")
+    stored = StoredMessage(
+        key=_take(entry.get("id"), _is_count, f"{where}: id"),
+        parent=_take(entry.get("parent"), _optional(_is_count), f"{where}: parent"),
+        message=Message(
+            role,
+            _take(entry.get("content"), _is_text, f"{where}: content"),
+            is_pinned=_take(entry.get("is_pinned"), _is_flag, f"{where}: is_pinned"),
+        ),
+        created=_time(entry.get("created"), f"{where}: created"),
+    )
+    if role != "assistant":
+        return stored
+    own = entry.get("facts")
+    stats = entry.get("stats")
+    return replace(
+        stored,
+        finish_reason=_take(entry.get("finish_reason"), _optional(_is_finish_reason), f"{where}: finish_reason"),
+        facts=_facts(own, f"{where}: facts") if own is not None else facts,
+        seed=_take(entry.get("seed"), _optional(_is_count), f"{where}: seed"),
+        stats=_stats(stats, f"{where}: stats") if stats is not None else None,
+    )
+
+
+def _facts(value: object, where: str) -> SessionFacts:
+    table = _take(value, _is_object, where)
+    sampling = _take(table.get("sampling"), _is_object, f"{where}: sampling")
+    for name, setting in sampling.items():
+        _take(setting, _SAMPLING.get(name, _is_setting), f"{where}: sampling: {name[:40]}")
+    adapters = [
+        _take(entry, _is_object, f"{where}: adapters") for entry in _take(table.get("adapters"), _is_list, where)
+    ]
+    return SessionFacts(
+        model=_take(table.get("model"), _is_name, f"{where}: model"),
+        model_sha256=_take(table.get("model_sha256"), _optional(_is_sha256), f"{where}: model_sha256"),
+        template=_take(table.get("template"), _is_name, f"{where}: template"),
+        sampling=sampling,
+        n_ctx=_take(table.get("n_ctx"), _within(int, 1, _MAX_CTX), f"{where}: n_ctx"),
+        adapters=tuple(
+            (_take(entry.get("path"), _is_name, where), float(_take(entry.get("scale"), _is_number, where)))
+            for entry in adapters
+        ),
+    )
+
+
+def _stats(value: object, where: str) -> GenerationStats:
+    table = _take(value, _is_object, where)
+    return GenerationStats(**{
+        field.name: _take(
+            table.get(field.name), _is_count if field.type == "int" else _within(float, 0, _MAX_COUNT), where
+        )
+        for field in fields(GenerationStats)
+    })  # fmt: skip
+
+
+def _time(value: object, where: str) -> str:
+    """As the history writes times: UTC, with microseconds."""
+    try:
+        moment = datetime.fromisoformat(_take(value, _is_text, where))
+        if moment.tzinfo is None:
+            raise ValueError
+        return moment.astimezone(timezone.utc).isoformat(timespec="microseconds")
+    except (ValueError, OverflowError) as error:
+        raise BadDocument(f"has a time that cannot be read ({where})") from error
+
+
+def _take(value: Any, is_good: Callable[[Any], bool], where: str) -> Any:
+    if not is_good(value):
+        raise BadDocument(f"has something else than expected, or nothing, as {where}")
+    return value
+
+
+def _optional(is_good: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_good(value)
+
+
+def _within(kind: type[int] | type[float], lowest: float, highest: float) -> Callable[[Any], bool]:
+    """A finite number; a whole one will do as a float."""
+    kinds = (int,) if kind is int else (int, float)
+    return lambda value: type(value) in kinds and lowest <= value <= highest
+
+
+def _is_object(value: Any) -> bool:
+    return type(value) is dict
+
+
+def _is_list(value: Any) -> bool:
+    return type(value) is list
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= 4096 and value.isprintable()
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_role(value: Any) -> bool:
+    return value in get_args(Role)
+
+
+def _is_finish_reason(value: Any) -> bool:
+    return value in get_args(FinishReason)
+
+
+def _is_sha256(value: Any) -> bool:
+    return type(value) is str and len(value) == _SHA256_DIGITS and set(value) <= set("0123456789abcdef")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _MAX_COUNT and math.isfinite(value)
+
+
+def _is_setting(value: Any) -> bool:
+    if type(value) is list:
+        return all(map(_is_text, value))
+    return value is None or type(value) in (bool, str) or _is_number(value)
+
+
+_is_count = _within(int, 0, _MAX_COUNT)
+
+_SAMPLING: Mapping[str, Callable[[Any], bool]] = {
+    "temperature": _within(float, 0, 1000),
+    "top_k": _within(int, 0, 2**31 - 1),
+    "typical_p": _within(float, 0, 1),
+    "top_p": _within(float, 0, 1),
+    "min_p": _within(float, 0, 1),
+    "repeat_penalty": _within(float, 0.1, 1000),
+    "seed": _optional(_is_count),
+}
+"""What `SamplingParams` can be made of; other names are kept and mean nothing to it."""

@@ -1,0 +1,52 @@
+"""Rows of the database ↔ values. What a row holds is checked as far as SQLite's own checks do not reach."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llamachat.chat.history.values import SessionFacts, StoredMessage
+from llamachat.chat.message import Message
+from llamachat.engine.base import GenerationStats
+
+FACTS_COLUMNS = "model, model_sha256, template, sampling, n_ctx, adapters"
+STATS_COLUMNS = "n_prompt, n_reused, n_generated, prefill_s, ttft_s, decode_s"
+MESSAGE_COLUMNS = f"key, parent, role, content, is_pinned, created, finish_reason, facts, seed, {STATS_COLUMNS}"
+
+_N_STATS = 6
+
+
+def facts_row(facts: SessionFacts) -> tuple[str | int | None, ...]:
+    """In the order of `FACTS_COLUMNS`."""
+    sampling = json.dumps(dict(facts.sampling), sort_keys=True)
+    adapters = json.dumps([list(adapter) for adapter in facts.adapters])
+    return (facts.model, facts.model_sha256, facts.template, sampling, facts.n_ctx, adapters)
+
+
+def read_facts(row: tuple[Any, ...]) -> SessionFacts:
+    """A row of `FACTS_COLUMNS`; raises ValueError or TypeError if it cannot be read."""
+    model, sha256, template, sampling, n_ctx, adapters = row
+    pairs = tuple((str(path), float(scale)) for path, scale in json.loads(adapters))
+    return SessionFacts(model, sha256, template, dict(json.loads(sampling)), n_ctx, pairs)
+
+
+def stats_row(stats: GenerationStats | None) -> tuple[int | float | None, ...]:
+    """In the order of `STATS_COLUMNS`."""
+    if stats is None:
+        return (None,) * _N_STATS
+    return (stats.n_prompt, stats.n_reused, stats.n_generated, stats.prefill_s, stats.ttft_s, stats.decode_s)
+
+
+def read_message(row: tuple[Any, ...], facts: dict[int, SessionFacts]) -> StoredMessage:
+    """A row of `MESSAGE_COLUMNS`; `facts` by id."""
+    key, parent, role, content, is_pinned, created, finish_reason, facts_id, seed, *stats = row
+    return StoredMessage(
+        key=key,
+        parent=parent,
+        message=Message(role, content, is_pinned=bool(is_pinned), key=key),
+        created=created,
+        finish_reason=finish_reason,
+        facts=facts.get(facts_id),
+        seed=seed,
+        stats=GenerationStats(*stats) if None not in stats else None,
+    )
