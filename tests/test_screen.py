@@ -146,7 +146,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(start: StartChat) -> None:
         shown = len(chat.text)
         chat.wait_until(lambda shown=shown: len(chat.text) > shown + 100)  # type: ignore[misc]
         chat.send(CTRL_C)
-        took_s.append(chat.wait_until(lambda n=n_answers: chat.text.count("(interrupted)") == n))  # type: ignore[misc]
+        took_s.append(chat.wait_until(lambda n=n_answers: chat.text.count("(interrupted;") == n))  # type: ignore[misc]
         chat.send(CTRL_C * 3)  # an impatient hand does not leave the program
         chat.wait_until(lambda: chat.cursor_line == ">", "the prompt")
     assert min(took_s) < INTERRUPTED_WITHIN_S
@@ -162,7 +162,7 @@ def test_ctrl_c_stops_the_reading_of_a_long_prompt(start: StartChat) -> None:
     chat.send(ENTER)
     chat.wait_for("Reading: ")
     chat.send(CTRL_C)
-    assert chat.wait_for("the question is forgotten") < INTERRUPTED_WITHIN_S
+    assert chat.wait_for("/retry asks again") < INTERRUPTED_WITHIN_S
     assert "Reading" not in chat.text
     assert n_prompt(ask(chat, "What is the capital of France?")) < 30
     assert "Paris" in chat.text
@@ -228,9 +228,9 @@ def test_keys_wait_while_the_model_answers(start: StartChat) -> None:
 
 
 def test_narrow_and_resized(start: StartChat) -> None:
-    chat = start(columns=40)
+    chat = start(columns=40, lines=99)
     assert "8,192\ntokens" in chat.text
-    assert "show, set or remove\n" + " " * 18 + "the system prompt;" in tell(chat, "/help")
+    assert "/system [TEXT|-]\n    show, set or remove the system\n    prompt;" in tell(chat, "/help")
     chat.send("a question that is longer than forty columns")
     chat.wait_for("longer than forty c\nolumns")
     chat.resize(70, 30)
@@ -246,7 +246,7 @@ def test_what_was_typed_is_remembered_privately(start: StartChat, home: Path) ->
     ask(chat, "你好")
     chat.send(CTRL_D)
     assert chat.wait_for_exit() == 0
-    assert [stat.S_IMODE(path.stat().st_mode) for path in home.iterdir()] == [0o600]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in home.iterdir()] == [0o600] * 3
     again = start()
     again.send(UP)
     again.wait_for("> 你好")
@@ -274,7 +274,7 @@ def test_a_dumb_terminal_gets_no_escape_sequences(start: StartChat, arguments: t
     chat.enter(STORY)
     wait_for_story(chat)
     chat.send(CTRL_C)
-    chat.wait_for("(interrupted)\n\n>")
+    chat.wait_for("(interrupted; /continue goes on)\n\n>")
     chat.watch(0.1)
     tell(chat, "/system")
     chat.send(b"caf\xe9 is not UTF-8\r")

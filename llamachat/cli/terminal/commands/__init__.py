@@ -39,7 +39,7 @@ def run_command(line: str, chat: OpenChat) -> Reply:
     name, argument = (*line.split(maxsplit=1), "")[:2]
     command = COMMANDS.get(name)
     if command is None:
-        near = difflib.get_close_matches(name, COMMANDS, n=2)
+        near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.7)
         guess = f"Did you mean {' or '.join(near)}?" if near else "See /help."
         return Reply(f"There is no {name}. {guess} To send it as a message, begin with {PREFIX * 2}")
     return command.run(chat, argument.strip())
@@ -49,16 +49,23 @@ def _help(_chat: OpenChat, _argument: str) -> Reply:
     rows = {f"{command.name} {command.arguments}": command.help for command in COMMANDS.values()}
     rows |= _KEYS
     width = max(map(len, rows)) + 2
-    columns = max(get_terminal_size().columns, 2 * width)
-    return Reply("\n".join(
-        fill(text, columns, initial_indent=name.ljust(width), subsequent_indent=" " * width)
-        for name, text in rows.items()
-    ))  # fmt: skip
+    columns = get_terminal_size().columns
+    if columns < width + _NARROWEST_HELP:
+        return Reply("\n".join(f"{name}\n{_indented(text, columns, ' ' * 4)}" for name, text in rows.items()))
+    return Reply(
+        "\n".join(name.ljust(width) + _indented(text, columns, " " * width).lstrip() for name, text in rows.items())
+    )
+
+
+def _indented(text: str, columns: int, indent: str) -> str:
+    return fill(text, max(columns, len(indent) + 1), initial_indent=indent, subsequent_indent=indent)
 
 
 def _exit(_chat: OpenChat, _argument: str) -> Reply:
     return Reply(leave=True)
 
+
+_NARROWEST_HELP = 24
 
 _KEYS = {
     "Enter": "send; Alt-Enter or Ctrl-J begins a new line",
