@@ -16,8 +16,21 @@ from conftest import RunCommand
 from llamachat import __version__
 from support.checkpoints import LlamaShape, write_random_checkpoint
 
-COMMANDS = ["pull", "quantize", "chat", "bench", "prompt", "list", "show", "rm", "verify", "prune", "doctor"]
-HEAVY = {"llama_cpp", "numpy", "gguf", "huggingface_hub", "prompt_toolkit", "jinja2"}
+COMMANDS = [
+    "pull",
+    "quantize",
+    "chat",
+    "bench",
+    "prompt",
+    "list",
+    "show",
+    "rm",
+    "verify",
+    "prune",
+    "sessions",
+    "doctor",
+]
+HEAVY = {"llama_cpp", "numpy", "gguf", "huggingface_hub", "prompt_toolkit", "jinja2", "sqlite3"}
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
@@ -37,7 +50,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_examples(command: str, run: RunCommand) -> None:
-    result = run(command, "--help")
+    result = run(*command.split(), "--help")
     assert result.returncode == 0
     assert "Examples:" in result.stdout
     assert f"\n    llamachat {command}" in result.stdout, "one example a line"

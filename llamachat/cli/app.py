@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from llamachat import __version__
-from llamachat.cli import bench, chat, doctor, models, prompt, prune, pull, quantize, verify
+from llamachat.cli import bench, chat, doctor, models, prompt, prune, pull, quantize, sessions, verify
 from llamachat.cli.output import out
 from llamachat.cli.show import show
 from llamachat.errors import LlamachatError
@@ -81,6 +81,7 @@ app.command("show")(show)
 app.command("rm")(models.rm)
 app.command("verify")(verify.verify)
 app.command("prune")(prune.prune)
+app.add_typer(sessions.app, name="sessions")
 app.command("doctor")(doctor.doctor)
 
 for _command in app.registered_commands:

@@ -1,8 +1,8 @@
 """Full-text search over messages: SQLite's FTS5 with trigrams, which needs no word boundaries and so finds Chinese.
 
-The index only proposes: every message it names is looked into again, as are those it does not know yet, and all where it
-knows nothing. So it may be behind, lost, or not there at all (SQLite before 3.34). It is brought up to date when words
-are searched for; a chat does not wait for it.
+The index only proposes: every message it names is looked into again, as are those it does not know yet, and all where
+it knows nothing. So it may be behind, lost, or not there at all (SQLite before 3.34). Searching brings it up to date; a
+chat does not wait for it.
 """
 
 from __future__ import annotations
