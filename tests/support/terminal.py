@@ -29,11 +29,11 @@ _LINGER_S = 0.005
 _SGR = re.compile(rb"\x1b\[([0-9;:]*)m")
 
 
-class _Screen(pyte.Screen):
-    """A pyte screen that collects its answers to the program's questions."""
+class _Screen(pyte.HistoryScreen):
+    """A pyte screen with scrollback that collects its answers to the program's questions."""
 
     def __init__(self, columns: int, lines: int) -> None:
-        super().__init__(columns, lines)
+        super().__init__(columns, lines, history=10_000)
         self.answers = ""
 
     def write_process_input(self, data: str) -> None:
@@ -115,6 +115,12 @@ class Terminal:
         if self._text is None:
             self._text = "\n".join(self._lines(toolbar=False)).rstrip("\n")
         return self._text
+
+    @property
+    def scrollback(self) -> list[str]:
+        """The lines that have left the screen at its top."""
+        rows = self._screen.history.top
+        return ["".join(row[i].data for i in range(max(row, default=0) + 1)).rstrip() for row in rows]
 
     @property
     def toolbar(self) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -16,11 +18,15 @@ from llamachat.cli.terminal.escapes import visible
 from llamachat.cli.terminal.graphemes import held_back
 from llamachat.cli.terminal.rows import ChangingRows
 from llamachat.cli.terminal.size import Size, terminal_size
+from llamachat.errors import LlamachatError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _BETWEEN_DRAWINGS_S = 1 / 18
+_LATE_S = 0.1
+"""After which a piece is drawn although no other has come."""
+
 _MOST_OF_THE_TIME = 0.02
 """The share of the time that drawing may take: a long table is drawn less often."""
 
@@ -94,17 +100,34 @@ class MarkdownView(WholeCharacters):
         self._rows = ChangingRows(write, size)
         self._finished: list[Block] = []
         self._next_drawing = clock()
+        self._lock = threading.Lock()
+        self._is_drawn = True
+        self._late: threading.Timer | None = None
 
     def close(self) -> None:
         """See `RawView`."""
         super().close()
-        self._finished += self._splitter.finish()
-        self._draw()
+        with self._lock:
+            self._finished += self._splitter.finish()
+            self._draw()
 
     def _take(self, text: str) -> None:
-        self._finished += self._splitter.feed(visible(text))
-        if self._clock() >= self._next_drawing:
-            self._draw()
+        with self._lock:
+            self._finished += self._splitter.feed(visible(text))
+            self._is_drawn = False
+            if self._clock() >= self._next_drawing:
+                self._draw()
+            elif self._late is None:
+                self._late = threading.Timer(_LATE_S, self._draw_late)
+                self._late.daemon = True
+                self._late.start()
+
+    def _draw_late(self) -> None:
+        """Draw what came before the model fell silent."""
+        with self._lock, suppress(OSError, LlamachatError):  # a terminal that is gone is the main thread's matter
+            self._late = None
+            if not self._is_drawn:
+                self._draw()
 
     def _draw(self) -> None:
         started = self._clock()
@@ -114,6 +137,7 @@ class MarkdownView(WholeCharacters):
         self._rows.draw(final, self._renderer.changing(self._splitter.unfinished(), columns))
         ended = self._clock()
         self._next_drawing = ended + max(_BETWEEN_DRAWINGS_S, (ended - started) / _MOST_OF_THE_TIME)
+        self._is_drawn = True
 
 
 def open_view() -> RawView:

@@ -1,0 +1,238 @@
+"""The prompt line and the answers below it: the real program in a pseudo-terminal, an engine that keeps to a script."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamachat.cli.terminal.chips import Chips
+from support.terminal import CTRL_C, ENTER, TAB, Terminal
+
+BACKSPACE, CTRL_A, CTRL_E, CTRL_J, CTRL_R, CTRL_X, ALT_ENTER = "\x7f", "\x01", "\x05", "\n", "\x12", "\x18", "\x1b\r"
+TESTS = Path(__file__).parent
+COLOURS = {*range(30, 50), *range(90, 108)}
+
+Answers = list[list[str | float]]
+StartChat = Callable[..., Terminal]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartChat]:
+    """Run `llamachat chat …` with these answers, in a terminal of its own."""
+    with ExitStack() as stack:
+
+        def start_chat(answers: Answers, *arguments: object, ready: str | None = "\n>", **terminal: Any) -> Terminal:
+            script = tmp_path / "script.json"
+            script.write_text(json.dumps(answers))
+            environment = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), **terminal.pop("env", {})}
+            command = [sys.executable, "-m", "support.scripted_chat", script, *arguments]
+            started = stack.enter_context(Terminal(command, env=environment, **terminal))
+            if ready:
+                started.wait_for(ready)
+            return started
+
+        yield start_chat
+
+
+def pieces(text: str, n: int = 3) -> list[str | float]:
+    return [text[i : i + n] for i in range(0, len(text), n)]
+
+
+def echo(n: int) -> Answers:
+    """Answers that only say which one they are."""
+    return [[f"Answer {i}."] for i in range(1, n + 1)]
+
+
+def remembered(home: Path) -> str:
+    """What was typed and sent, as it is on the disk."""
+    return "".join(path.read_text() for path in home.iterdir() if path.is_file())
+
+
+# --- answers ------------------------------------------------------------------------------------------------
+
+RICH = (
+    "# Cities\n\nThe **capital** of France is *Paris*; this line is longer than the forty columns that there are.\n\n"
+    "- one\n- 二：中文的项目也会在四十列处换行，因为它实在是太长了，对吧？\n\n"
+    "| city | 人口 |\n|---|--:|\n| Paris | 2 |\n\n"
+    "```python\ndef f():\n    return 1\n```\nThe end 👩‍👩‍👧.\n"
+)
+RENDERED = """\
+Cities
+
+The capital of France is Paris; this
+line is longer than the forty columns
+that there are.
+
+• one
+• 二：中文的项目也会在四十列处换行，因为
+  它实在是太长了，对吧？
+
+ city   人口
+ ───────────
+ Paris     2
+
+  def f():
+      return 1
+
+The end 👩"""  # the emulator draws no joined emoji
+
+
+def test_an_answer_is_rendered_while_it_comes(start: StartChat) -> None:
+    streamed = [step for piece in pieces(RICH) for step in (piece, 0.004)]
+    chat = start([streamed, pieces(RICH)], columns=40)
+    for n in (1, 2):
+        chat.enter("你好")
+        chat.wait_until(lambda n=n: chat.text.count("The end") == n and chat.text.endswith("\n\n>"))  # type: ignore[misc]
+    first, second = chat.text.split("> 你好\n")[1:]
+    assert first.replace(" ", "").rstrip("\n") == RENDERED.replace(" ", "")
+    assert first.partition("\n\n>")[0] == second.partition("\n\n>")[0]
+    assert "👩\u200d👩\u200d👧.".encode() in chat.raw
+    assert chat.sgr_codes() & COLOURS
+
+
+def test_a_long_answer_stays_in_the_scrollback_through_resizes(start: StartChat) -> None:
+    words = [f"word{i}" for i in range(300)]
+    text = "".join(f"{word}{'.' if i % 30 else '.' + chr(10) * 2} " for i, word in enumerate(words))
+    answer = [step for piece in pieces(text, 8) for step in (piece, 0.002)]
+    chat = start([answer], columns=45, lines=12, env={"XTERM_VERSION": "like this emulator"})
+    chat.enter("Go")
+    for n_seen, columns in ((60, 60), (120, 80), (200, 100)):
+        chat.wait_for(f"word{n_seen}.")
+        chat.resize(columns, 12)
+    chat.wait_for("word299.")
+    assert re.findall(r"word\d+", "\n".join([*chat.scrollback, chat.text])) == words
+
+
+def test_no_color_and_plain(start: StartChat) -> None:
+    chat = start([pieces(RICH)], env={"NO_COLOR": "1"}, columns=40)
+    chat.enter("Hi")
+    chat.wait_for("The end")
+    assert "The capital of France is Paris;" in chat.text
+    assert not chat.sgr_codes() & COLOURS
+
+    for arguments, environment in ((("--plain",), {}), ((), {"TERM": "dumb"})):
+        plain = start([pieces(RICH)], "-p", "Hi", *arguments, ready=None, env=environment, columns=100)
+        assert plain.wait_for_exit() == 0
+        assert "The **capital** of France is *Paris*;" in plain.text
+        assert "```python\ndef f():" in plain.text
+        assert b"\x1b" not in plain.raw
+
+
+def test_one_answer_on_a_terminal_is_rendered(start: StartChat) -> None:
+    chat = start([pieces(RICH)], "-p", "Hi", ready=None, columns=40)
+    assert chat.wait_for_exit() == 0
+    assert "Cities\n\nThe capital of France is Paris; this\n" in chat.text
+
+
+def test_sighup_leaves_in_order(start: StartChat) -> None:
+    chat = start([["Some **bold", " words and", 1.5, " more"]])
+    chat.enter("Hi")
+    chat.wait_for("Some bold words and")
+    assert "*" not in chat.text
+    chat.process.send_signal(signal.SIGHUP)
+    assert chat.wait_for_exit() == 128 + signal.SIGHUP
+    assert chat.is_as_found()
+
+
+# --- typing -------------------------------------------------------------------------------------------------
+
+
+def test_keys_that_break_the_line(start: StartChat, home: Path) -> None:
+    chat = start(echo(1))
+    chat.send("one" + ALT_ENTER + "two" + CTRL_J + "three")
+    chat.wait_for("> one\n  two\n  three")
+    chat.send(ENTER)
+    chat.wait_for("Answer 1.\n\n>")
+    assert "\n+one\n+two\n+three\n" in remembered(home)
+    chat.wait_until(lambda: re.fullmatch(r"\d+ of 4,096 tokens · [\d.]+ tok/s", chat.toolbar.strip()) is not None)
+
+
+def test_a_long_paste_is_one_chip(start: StartChat, home: Path) -> None:
+    chat = start(echo(3), columns=120)
+    commands = "\n".join(f"/exit {i}" for i in range(200))
+    chat.paste(commands)
+    chat.wait_for(f"> [pasted 200 lines, {len(commands):,} tokens]")
+    chat.send(ENTER)
+    chat.wait_for("Answer 1.\n\n>")
+
+    chat.send("Compare ")
+    chat.paste("first\n" * 30)
+    chat.send(" with ")
+    chat.paste("second\n" * 40)
+    chat.paste("third\n" * 50)
+    chat.wait_for("> Compare [pasted 30 lines, 180 tokens] with [pasted 40 lines, 280 tokens][pasted 50 lines,")
+    chat.send(BACKSPACE + "!" + CTRL_A + "Please: " + CTRL_E + "?" + ENTER)
+    chat.wait_for(
+        "> Please: Compare [pasted 30 lines, 180 tokens] with [pasted 40 lines, 280 tokens]!?\nAnswer 2.\n\n>"
+    )
+    assert "\n+//exit 0\n+/exit 1\n" in remembered(home)
+    assert "\n+Please: Compare first\n+first\n" in remembered(home)
+    assert "third" not in remembered(home)
+
+    chat.paste("short\nof two lines")
+    chat.wait_for("> short\n  of two lines")
+
+
+def test_the_editor(start: StartChat, tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nwc -l < "$1" > "$0.lines"\necho "from the editor" >> "$1"\n')
+    editor.chmod(0o700)
+    chat = start(echo(1), env={"VISUAL": str(editor), "EDITOR": "/bin/false"})
+    chat.send("typed ")
+    chat.paste("x\n" * 25)
+    chat.wait_for("[pasted 25 lines")
+    chat.send(CTRL_X + CTRL_E)
+    chat.wait_for("from the editor")
+    assert int((tmp_path / "editor.lines").read_text()) >= 25
+    chat.send(ENTER)
+    chat.wait_for("Answer 1.")
+
+
+def test_history_can_be_searched(start: StartChat) -> None:
+    chat = start(echo(3))
+    for n, text in enumerate(("the first question", "另一个问题", "the last question"), 1):
+        chat.enter(text)
+        chat.wait_for(f"Answer {n}.\n\n>")
+    chat.send(CTRL_R + "first")
+    chat.wait_until(lambda: "first" in chat.cursor_line)
+    chat.send(ENTER)
+    chat.wait_until(lambda: chat.text.count("> the first question") == 2)
+
+
+def test_completion(start: StartChat, tmp_path: Path) -> None:
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "a folder" / "notes.txt").touch()
+    (tmp_path / "a folder" / "\x1b]0;x\x07").touch()
+    chat = start([])
+    chat.send("/sy" + TAB)
+    chat.wait_for("> /system")
+    chat.send(CTRL_C)
+    chat.wait_until(lambda: chat.text.endswith("\n>"))
+    chat.send(f"see {tmp_path}/a" + TAB)
+    chat.wait_until(lambda: "/a folder" in chat.text.replace("\n", ""))
+    assert b"]0;x" not in chat.raw
+
+
+# --- chips --------------------------------------------------------------------------------------------------
+
+
+def test_chips_stand_for_their_text() -> None:
+    chips = Chips(len)
+    assert chips.fold("a\n" * 20) == "a\n" * 20
+    one, two = chips.fold("/b\n" * 21), chips.fold("c\n" * 30)
+    assert len(one) == len(two) == 1
+    assert chips.label(one) == "[pasted 21 lines, 63 tokens]"
+    assert chips.label("x") is None
+    assert chips.expand(f"x{one}y{two}") == "x" + "/b\n" * 21 + "y" + "c\n" * 30
+    assert chips.expand(one) == "//b\n" + "/b\n" * 20  # at the start of a line it would be a command
+    assert chips.fold(f"typed {one}") == "typed \ufffd"  # nobody can paste what stands for something else
+    assert Chips().label(Chips().fold("z")) is None
