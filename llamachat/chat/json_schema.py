@@ -166,7 +166,7 @@ class _Compiler:
         found = []
         for kind in kinds:
             self._note_rest(schema, kind, place)
-            found += self._possible(_VISITORS[kind], self, schema, place)
+            found += self._possible(_VISITORS[kind], self, schema, place, is_needed=len(kinds) == 1)
         if not found:
             raise _Impossible(place)
         return one_of(found)
@@ -184,6 +184,7 @@ class _Compiler:
         rest = _without(schema, "$ref")
         if rest.keys() - _ANNOTATIONS or "type" in rest:
             return self._visit(self._merged(rest, [self._find(pointer, place)], place), place)
+        self._find(pointer, place)
         if pointer not in self._references:
             self._references[pointer] = name = f"ref{len(self._references)}"
             self._waiting.append((pointer, name))

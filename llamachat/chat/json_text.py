@@ -123,6 +123,8 @@ def numbers_between(
     top = Decimal(10) ** MAX_DIGITS
     low, low_open = (-top, False) if low is None else (low, low_open)
     high, high_open = (top, False) if high is None else (high, high_open)
+    if low > high or (low == high and (low_open or high_open)):
+        return None
     found = []
     if low < 0:
         is_clamped = high > 0

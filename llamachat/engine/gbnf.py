@@ -180,7 +180,7 @@ class _Parser:
 
     def _repeat(self, items: list[_Item], n_rules: int) -> int:
         at = self._at
-        if not items:
+        if not items or self._text.startswith('""', items[-1].at):
             raise self.error("there is nothing before this to repeat", self._at)
         least, most = self._counts()
         if most is not None and most < least:

@@ -169,7 +169,7 @@ class LlamaTokenizer:
 
     @cached_property
     def unwritten_ids(self) -> Sequence[int]:
-        """Control tokens that do not end a generation: they have a name, but put nothing into an answer."""
+        """Control tokens that do not end a generation: they have a name, but add nothing to an answer."""
         return [token_id for token_id in self._control_texts if not self.is_eog(token_id)]
 
     def is_eog(self, token_id: int) -> bool:
@@ -394,7 +394,7 @@ class _GrammarSampling:
 
     The chain chooses freely first. Only where the grammar refuses that token are all of them held against the
     grammar, which takes longer. llama.cpp's grammar takes control tokens for their names and some invalid UTF-8
-    for characters; neither would be in the answer, so both are refused here.
+    for characters. Neither would be in the answer, so both are refused here.
     """
 
     def __init__(self, context: Any, chain: Any, grammar: Any, tokenizer: LlamaTokenizer) -> None:
@@ -407,7 +407,7 @@ class _GrammarSampling:
     def next_token(self) -> int:
         logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, -1), shape=self._ids.shape)
         token_id = self._choose(logits)
-        if token_id in self._unwritten or not self._is_text(token_id) or not self._is_allowed(token_id):
+        if not (self._is_text(token_id) and self._is_allowed(token_id)):
             token_id = self._choose_allowed(logits)
         llama_cpp.llama_sampler_accept(self._chain, token_id)
         llama_cpp.llama_sampler_accept(self._grammar, token_id)
@@ -441,10 +441,14 @@ class _GrammarSampling:
         return bool(np.isfinite(candidate["logit"][0]))
 
     def _is_text(self, token_id: int) -> bool:
-        """Whether the answer is still the beginning of valid UTF-8 with this token, or whole before an EOG token."""
+        """Whether it adds to the answer what may begin valid UTF-8, or ends one that is whole."""
+        is_eog = self._tokenizer.is_eog(token_id)
+        piece = b"" if is_eog else self._tokenizer.piece(token_id)
+        if not (piece or is_eog):
+            return False
         before = self._text.getstate()
         try:
-            self._text.decode(self._tokenizer.piece(token_id), final=self._tokenizer.is_eog(token_id))
+            self._text.decode(piece, final=is_eog)
         except UnicodeDecodeError:
             return False
         finally:
