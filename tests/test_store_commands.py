@@ -191,6 +191,31 @@ def test_rm_asks_once_for_all_and_takes_adapters_along(home: Path) -> None:
     assert not list((home / "models").iterdir())
 
 
+def test_rm_takes_one_adapter_away(run: RunCommand) -> None:
+    """Its manifest goes with it, the model and other adapters stay."""
+    adapters = add_model() / "adapters"
+    adapters.mkdir()
+    for name in ("alice--style.gguf", "alice--style.json", "mine.gguf"):
+        (adapters / name).write_bytes(b"GGUF")
+    assert "Remove alice/style (4 B) from someone/tiny:q8_0?" in run("rm", "someone/tiny", "--adapter", "style").stderr
+    unknown = run("rm", "someone/tiny", "--adapter", "mine", "--adapter", "other", "--yes")
+    assert unknown.returncode == 1
+    assert "someone/tiny:q8_0 has no adapter called 'other'." in unknown.stderr
+    assert "Those it has: alice/style, mine" in unknown.stderr
+    assert len(list(adapters.iterdir())) == 3
+    removed = run("rm", "someone/tiny:q8_0", "--adapter", "Alice/Style", "--yes")
+    assert removed.stdout == "Removed alice/style from someone/tiny:q8_0.\n"
+    assert [path.name for path in adapters.iterdir()] == ["mine.gguf"]
+    assert run("rm", "someone/tiny", "--adapter", "mine", "--yes").returncode == 0
+    assert not adapters.exists()
+    assert (
+        "It has none; llamachat pull someone/tiny:q8_0 --adapter"
+        in run("rm", "someone/tiny", "--adapter", "mine", "--yes").stderr
+    )
+    assert run("rm", "someone/tiny", "mine", "--adapter", "mine", "--yes").returncode == 2
+    assert "someone/tiny" in run("list").stdout
+
+
 def test_rm_removes_nothing_unless_all_can_go(run: RunCommand, home: Path) -> None:
     add_model()
     assert run("rm", "someone/tiny", "no-such-model", "--yes").returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,27 +105,49 @@ def _size(needed: Need | None) -> str:
 
 def rm(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Stored models, such as llama-2-7b:q8_0.")],
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this adapter of the model; repeatable.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    r"""Remove stored models, and the adapters that lie with them.
+    r"""Remove stored models, and the adapters that lie with them; or just adapters.
 
     \b
     Examples:
       llamachat rm llama-2-7b-chat:q4_k_m
       llamachat rm llama-2-7b-chat:q4_k_m --yes
       llamachat rm llama-2-7b-chat:q8_0 tinyllama-1.1b-chat
+      llamachat rm llama-2-7b-chat --adapter ORG/REPO
     """
+    if adapter and len(models) > 1:
+        raise typer.BadParameter("--adapter goes with one model; name one.")
     found = {model.path: model for model in map(resolve.resolve, models)}.values()
     for model in found:
         if model.manifest is None:
             raise BadReference(
                 f"{model.label} was not pulled by llamachat.", f"It lies at {model.path}; remove it the way it came."
             )
+    if adapter:
+        _remove_adapters(next(iter(found)), adapter, yes=yes)
+        return
     confirm(f"Remove {', '.join(map(_what_goes, found))}?", yes=yes)
     for model in found:
         with locked(model.name), writing():
             store.remove(model)
         out.text(f"Removed {model.label}.")
+
+
+def _remove_adapters(model: store.StoredModel, names: Sequence[str], *, yes: bool) -> None:
+    from llamachat.models.adapters import find_stored_adapter
+    from llamachat.models.stored_adapters import remove_adapter
+
+    found = {adapter.path: adapter for adapter in (find_stored_adapter(name, model) for name in names)}.values()
+    what = ", ".join(f"{adapter.name} ({size(adapter.path.stat().st_size)})" for adapter in found)
+    confirm(f"Remove {what} from {model.label}?", yes=yes)
+    for adapter in found:
+        with locked(model.name), writing():
+            remove_adapter(adapter)
+        out.text(f"Removed {adapter.name} from {model.label}.")
 
 
 def _what_goes(model: store.StoredModel) -> str:

@@ -9,6 +9,7 @@ import quantize
 from llamachat.errors import UnusableAdapter
 from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
+from llamachat.models.stored_adapters import StoredAdapter
 
 
 def find_adapter(text: str, model: StoredModel) -> Path:
@@ -18,18 +19,35 @@ def find_adapter(text: str, model: StoredModel) -> Path:
     """
     if Path(text).is_file():
         return Path(text)
+    if found := _find_named(text, model):
+        return found.path
+    if not Path(text).exists() and model.adapters:
+        raise UnusableAdapter(f"{text[:80]!r} is no file, and no adapter of {model.label}.", _those_of(model))
+    return Path(text)
+
+
+def find_stored_adapter(text: str, model: StoredModel) -> StoredAdapter:
+    """The adapter of `model` called `text`, whatever files there are. Raises `UnusableAdapter` if it has none such."""
+    if found := _find_named(text, model):
+        return found
+    raise UnusableAdapter(f"{model.label} has no adapter called {text[:80]!r}.", _those_of(model))
+
+
+def _find_named(text: str, model: StoredModel) -> StoredAdapter | None:
     wanted = text.lower()
     named = [adapter for adapter in model.adapters if wanted in (adapter.name.lower(), _last(adapter.name).lower())]
     exact = [adapter for adapter in named if adapter.name.lower() == wanted] or named
     if len(exact) > 1:
         names = " or ".join(adapter.name for adapter in exact)
         raise UnusableAdapter(f"{model.label} has several adapters called {text}.", f"Say which one: {names}")
-    if exact:
-        return exact[0].path
-    if not Path(text).exists() and model.adapters:
-        names = ", ".join(adapter.name for adapter in model.adapters)
-        raise UnusableAdapter(f"{text[:80]!r} is no file, and no adapter of {model.label}.", f"Those it has: {names}")
-    return Path(text)
+    return exact[0] if exact else None
+
+
+def _those_of(model: StoredModel) -> str:
+    names = ", ".join(adapter.name for adapter in model.adapters)
+    return (
+        f"Those it has: {names}" if names else f"It has none; llamachat pull {model.label} --adapter ORG/REPO adds one."
+    )
 
 
 def check_adapter(path: Path, model_path: Path) -> tuple[str, ...]:

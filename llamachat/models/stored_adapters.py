@@ -72,6 +72,16 @@ def put_adapter(directory: Path, made: Path, manifest: AdapterManifest) -> Store
     return StoredAdapter(manifest.name, path, manifest)
 
 
+def remove_adapter(adapter: StoredAdapter) -> None:
+    """Take an adapter away from its model, whose lock the caller holds."""
+    directory = adapter.path.parent
+    manifest_path(adapter.path).unlink(missing_ok=True)
+    adapter.path.unlink(missing_ok=True)
+    sync_directory(directory)
+    with suppress(OSError):  # others are there
+        directory.rmdir()
+
+
 def carry_over(old: Path, new: Path, model_path: Path, progress: Progress) -> None:
     """Give the model at `model_path`, in `new`, the adapters in `old` that fit it; say what becomes of each.
 
