@@ -839,6 +839,10 @@ def test_certificates_are_checked(
     line._tls.cache_clear()
     with pytest.raises(HubUnreachable, match="certificate is not trusted"):
         download(repository, file, tmp_path / "config.json", Recorder())
+    notices: list[str] = []
+    with pytest.raises(HubUnreachable, match="certificate verify failed"):
+        find_repository(REPO, None, notices.append)
+    assert not notices
     monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
     line._tls.cache_clear()
     watch = Recorder()

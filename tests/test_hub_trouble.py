@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import signal
-import ssl
 import subprocess
 import sys
 import time
@@ -123,24 +122,6 @@ def test_what_stays_broken_ends_in_words(fault: Fault, says: str, hub: HubStandI
     n_tries = 1 if isinstance(fault, LoginPage) else 1 + QUICK.n_tries
     assert len(hub.requests) == n_tries
     assert len(notices) == n_tries - 1
-
-
-def test_what_no_retry_can_mend_is_said_at_once(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A certificate that nobody vouches for."""
-    client = importlib.import_module("llamachat.models.hub.client")
-
-    def refuse(*_: object, **__: object) -> None:
-        try:
-            raise ssl.SSLCertVerificationError("self-signed")
-        except ssl.SSLError as error:
-            raise client.httpx2.ConnectError("certificate verify failed") from error
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
-    notices: list[str] = []
-    with pytest.raises(HubUnreachable, match="certificate verify failed"):
-        find_repository(REPO, None, notices.append)
-    assert not notices
-    assert not hub.requests
 
 
 @pytest.fixture
