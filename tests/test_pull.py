@@ -16,17 +16,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256 as sha256_of
 from pathlib import Path
 
 import pytest
 from conftest import RunCommand
 
 from llamachat.models import arrival
+from llamachat.models.adoption import adopt
 from llamachat.models.hub import RemoteFile, Repository
 from llamachat.models.locks import locked
 from llamachat.models.transfer import Transfer
 from support.checkpoints import LlamaShape, write_random_checkpoint
 from support.hub import Fault, HubStandIn, Piece
+from support.stored import Silent
 from support.terminal import Terminal
 from support.torch_files import turn_into_torch
 
@@ -187,14 +190,20 @@ def test_interrupted_and_resumed(
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130, errors
     hub.faults.clear()
+    before = sorted(path for path in home.rglob("*") if path.suffix != ".who")
+    planned = json.loads(run("pull", REPO, "--quant", "q8_0", "--dry-run", "--json").stdout)
+    assert planned["download_bytes"] < _n_weight_bytes(checkpoint)
+    assert sorted(path for path in home.rglob("*") if path.suffix != ".who") == before
     n_before = _n_weight_bytes_sent(hub)
     assert json.loads(run("pull", REPO, "--quant", "q8_0", "--json").stdout)["sha256"] == sha256
     n_after = _n_weight_bytes_sent(hub) - n_before
     assert 0 < n_after < _n_weight_bytes(checkpoint) - RANGE_BYTES
 
 
-def test_the_plan_is_exact_and_moves_no_weights(hub: HubStandIn, checkpoint: Path, run: RunCommand) -> None:
+def test_the_plan_is_exact_and_moves_no_weights(hub: HubStandIn, checkpoint: Path, home: Path, run: RunCommand) -> None:
     plan = json.loads(run("pull", REPO, "--quant", "q8_0", "--dry-run", "--json").stdout)
+    assert not home.exists()
+    assert plan["label"] == f"{REPO}:q8_0"
     assert _n_weight_bytes_sent(hub) == 0
     sizes = [(checkpoint / name).stat().st_size for name in SHARDS]
     assert plan["download_bytes"] == sum(sizes)
@@ -209,25 +218,6 @@ def test_the_plan_is_exact_and_moves_no_weights(hub: HubStandIn, checkpoint: Pat
     assert "It fits." in for_people.stderr
     assert for_people.stdout.startswith(f"{REPO}:q4_k_m IN ")
     assert "already here" in run("pull", REPO, "--quant", "q8_0", "--dry-run").stdout
-
-
-def test_a_dry_run_leaves_all_as_it_was(
-    start: Callable[..., subprocess.Popen[str]], home: Path, run: RunCommand, hub: HubStandIn
-) -> None:
-    """Also where a pull was cut short, of which it knows."""
-    plan = json.loads(run("pull", REPO, "--quant", "q8_0", "--dry-run", "--json").stdout)
-    assert plan["label"] == f"{REPO}:q8_0"
-    assert not home.exists()
-    hub.faults[SHARDS[2]] = SlowTail()
-    process = start()
-    _wait_until(lambda: any((home / "staging").glob("*--q8_0.journal")), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = sorted(path for path in home.rglob("*") if path.suffix != ".who")
-    again = json.loads(run("pull", REPO, "--quant", "q8_0", "--dry-run", "--json").stdout)
-    assert again["download_bytes"] < plan["download_bytes"]
-    assert again["needed_bytes"] < plan["needed_bytes"]
-    assert sorted(path for path in home.rglob("*") if path.suffix != ".who") == before
 
 
 def test_another_quant_of_kept_shards_downloads_nothing(
@@ -299,15 +289,37 @@ def test_what_is_the_same_in_a_repository_that_changed_is_used_again(
     assert fresh["sha256"] == json.loads(pulled.stdout)["sha256"]
 
 
-def test_what_another_process_holds_is_left_to_it(hub: HubStandIn, changed: Path, home: Path, run: RunCommand) -> None:
-    assert run("pull", REPO, "--quant", "q8_0", "--keep-checkpoint").returncode == 0
-    (old,) = (home / "staging").iterdir()
-    hub.add_repo(REPO, changed)
+def test_what_another_process_holds_is_left_to_it(home: Path) -> None:
+    """So is a link, whatever it leads to; and a file that is complete moves only if it is the very same."""
+    old, new = (home / "staging" / f"demo--tiny@{commit * 40}" for commit in "ab")
+    old.mkdir(parents=True)
+    new.mkdir()
+    contents = {"same.bin": b"same", "other.bin": b"OTHER", "linked.bin": b"linked"}
+    files = {name: RemoteFile(name, len(data), "", sha256_of(data).hexdigest()) for name, data in contents.items()}
+    (old / "same.bin").write_bytes(b"same")
+    (old / "other.bin").write_bytes(b"other")
+    (home / "elsewhere").write_bytes(b"linked")
+    (old / "linked.bin").symlink_to(home / "elsewhere")
+    notes = Notes()
     with locked(old.name):
-        pulled = run("pull", REPO, "--quant", "q8_0")
-        assert pulled.returncode == 0, pulled.stderr
-    assert "has changed" not in pulled.stderr
-    assert all((old / name).exists() for name in SHARDS)
+        adopt(Repository("demo/tiny", "b" * 40, files, None), files.values(), new, notes)
+    assert (list(new.iterdir()), notes.texts) == ([], [])
+    adopt(Repository("demo/tiny", "b" * 40, files, None), files.values(), new, notes)
+    assert [path.name for path in new.iterdir()] == ["same.bin"]
+    assert sorted(path.name for path in old.iterdir()) == ["linked.bin", "other.bin"]
+    assert "1 file, 4 bytes" in notes.texts[0]
+    adopt(Repository("demo/tiny", "b" * 40, files, None), files.values(), new, notes)
+    assert len(notes.texts) == 1
+
+
+class Notes(Silent):
+    """Remembers what is said."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.texts.append(text)
 
 
 def _is_used_up(home: Path) -> bool:
@@ -351,7 +363,7 @@ def test_waiting_for_shards_costs_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     is_released = threading.Event()
     monkeypatch.setattr(arrival, "download", lambda *_: is_released.wait())
     files = [RemoteFile(name, RANGE_BYTES, "", "0" * 64) for name in SHARDS]
-    watch = Transfer(files, tmp_path, _Silent())
+    watch = Transfer(files, tmp_path, Silent())
     supply = arrival.Arrival(Repository(REPO, "main", {}, None), files, tmp_path, watch, keep=False)
     with ThreadPoolExecutor(2) as pool:
         counts = list(pool.map(lambda name: _count_waits(supply, tmp_path / name), SHARDS[1:]))
@@ -365,14 +377,6 @@ def _count_waits(supply: arrival.Arrival, path: Path) -> int:
         assert not supply.wait_for(path, 0.1)
         n_waits += 1
     return n_waits
-
-
-class _Silent:
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
-
-    def file(self, name: str, done: int, total: int) -> None: ...
-
-    def notice(self, text: str) -> None: ...
 
 
 @pytest.fixture
