@@ -14,6 +14,7 @@ from llamachat.models.progress import Progress
 from llamachat.models.staging import checkpoint_dir
 
 _N_SHOWN = 7  # digits of a commit, as git shows it
+_WORTH_TELLING_BYTES = 100_000_000  # less is hashed at once
 
 
 def adopt(repository: Repository, files: Iterable[RemoteFile], directory: Path, progress: Progress) -> None:
@@ -54,7 +55,7 @@ def _others(repository: Repository) -> Iterator[Path]:
 
 def _move(repository: Repository, file: RemoteFile, source: Path, directory: Path, progress: Progress) -> bool:
     def tell(n_bytes: int) -> None:
-        if file.sha256:  # the others are small
+        if file.size_bytes >= _WORTH_TELLING_BYTES:
             progress("verify", n_bytes, file.size_bytes)
 
     target = directory / file.name
