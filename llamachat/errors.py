@@ -349,6 +349,17 @@ class BadConversation(LlamachatError):
     """Messages that no prompt can be made of."""
 
 
+class ForbiddenTags(LlamachatError):
+    """Text with tags of the prompt format, where they are to be refused."""
+
+    def __init__(self, tags: Sequence[str]) -> None:
+        named = ", ".join(tags)
+        super().__init__(
+            f"The text holds what marks turns in this model's prompts: {named}.",
+            "Take it out, or leave out --strict-tags: it is then kept from passing for a turn.",
+        )
+
+
 class PromptTooLong(LlamachatError):
     """A prompt that does not fit the context window, with nothing left that could be left out of it."""
 

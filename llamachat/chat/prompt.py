@@ -114,9 +114,7 @@ def _tokenize(run: Sequence[Text], tokenizer: Tokenizer, tags: Sequence[str]) ->
 
 
 def _forged_note(tag: str) -> str:
-    return (
-        f"The text holds {tag}, which this model cannot tell from the prompt's own; what follows may pass for a turn."
-    )
+    return f"The text holds {tag}, which the model cannot tell from the prompt's own; what follows may pass for a turn."
 
 
 def _control_id(text: str, tokenizer: Tokenizer) -> int:

@@ -20,11 +20,18 @@ from llamachat.chat.text import TextDecoder
 from llamachat.chat.window import Fit, fit, make_window
 from llamachat.engine.base import End, Engine, FinishReason, GenerationRequest, GenerationStats, Prefill, Token
 from llamachat.engine.sampling import SamplingParams
-from llamachat.errors import BadConversation, WindowFull
+from llamachat.errors import BadConversation, ForbiddenTags, WindowFull
 
 Overflow = Literal["drop", "stop"]
 
 _N_SEEDS = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What the user should know about the prompt, in a sentence; each is told once in a session."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,13 @@ class TextPiece:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What the user should know about the prompt, in a sentence; each is told once in a session."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """The whole answer and how it came about; the last event of a turn."""
 
@@ -55,7 +69,7 @@ class Answer:
     stats: GenerationStats
 
 
-SessionEvent = LeftOut | Prefill | TextPiece | Answer
+SessionEvent = Notice | LeftOut | Prefill | TextPiece | Answer
 
 
 class Record(Protocol):
@@ -119,15 +133,20 @@ class Session:
         overflow: Overflow = "drop",
         record: Record | None = None,
         grammar: str | None = None,
+        strict_tags: bool = False,
+        examples: Sequence[Message] = (),
     ) -> None:
         """`max_tokens` limits each answer; `stop` adds to the template's own stop strings.
 
+        `strict_tags` refuses messages with tags of the prompt format, as Meta's reference does; `examples` are turns
+        that stand before all others.
         With a `grammar` (GBNF) answers obey it from their first byte to their last, and stop strings mean nothing.
         """
         self.engine = engine
         self.template = template
         self.sampling = sampling
-        self.conversation = Conversation(system)
+        self._examples = tuple(examples)
+        self.conversation = Conversation(system, self._examples)
         self.left_out: frozenset[int] = frozenset()
         """The places of the turns that the context window has no room for."""
         self.max_tokens = max_tokens
@@ -137,6 +156,8 @@ class Session:
         """What the user said last, if it was never answered. It is not in the conversation; `retry` asks it again."""
         self.grammar = grammar
         self._own_stop = tuple(stop)
+        self._strict_tags = strict_tags
+        self._told: set[str] = set()
 
     def change(self, engine: Engine, template: PromptTemplate, sampling: SamplingParams) -> None:
         """Go on with another model."""
@@ -144,8 +165,8 @@ class Session:
         self.left_out = frozenset()
 
     def start_over(self, system: str | None) -> None:
-        """Forget all turns and set the system prompt."""
-        self.go_on_from(Conversation(system))
+        """Forget all turns but the examples, and set the system prompt."""
+        self.go_on_from(Conversation(system, self._examples))
 
     def go_on_from(self, conversation: Conversation) -> None:
         """Take another conversation's place, or an earlier state of this one."""
@@ -185,8 +206,8 @@ class Session:
     def send(self, text: str, cancel: threading.Event) -> Iterator[SessionEvent]:
         """Say `text` and stream the answer; setting `cancel` ends it early.
 
-        Raises `PromptTooLong` or `WindowFull` before anything is evaluated. The conversation grows only when there is
-        an answer.
+        Raises `PromptTooLong`, `WindowFull` or `ForbiddenTags` before anything is evaluated. The conversation grows
+        only when there is an answer.
         """
         return self._answer(self.conversation.with_message("user", text), cancel, self.sampling)
 
@@ -234,6 +255,7 @@ class Session:
         )
 
     def _answer(self, asked: Conversation, cancel: threading.Event, sampling: SamplingParams) -> Iterator[SessionEvent]:
+        self._check_tags(asked)
         fitted = self._fit(asked)
         n_prompt, n_ctx = len(fitted.prompt.ids), self.engine.info.n_ctx
         if fitted.n_turns and self.overflow == "stop":
@@ -241,12 +263,23 @@ class Session:
             raise WindowFull(n_prompt + fitted.n_tokens, n_ctx, n_reserved)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbelow(_N_SEEDS))  # to be kept with the answer
+        yield from self._notices(fitted.prompt)
         if fitted.n_turns:
             yield LeftOut(fitted.n_turns, fitted.n_tokens, n_prompt, n_ctx, fitted.cut is not None)
         asked = self.record.begin(asked, sampling)
         request = GenerationRequest(fitted.prompt.ids, sampling, self.max_tokens, cut=fitted.cut, grammar=self.grammar)
         if (yield from self._generate(asked, request, cancel)):
             self.left_out = fitted.left_out
+
+    def _check_tags(self, conversation: Conversation) -> None:
+        if self._strict_tags and (tags := self.template.tags_in(conversation, self.engine.tokenizer)):
+            raise ForbiddenTags(tags)
+
+    def _notices(self, prompt: Prompt) -> Iterator[Notice]:
+        for note in prompt.notes:
+            if note not in self._told:
+                self._told.add(note)
+                yield Notice(note)
 
     def _generate(
         self, asked: Conversation, request: GenerationRequest, cancel: threading.Event
@@ -294,6 +327,16 @@ class Session:
         question = asked if asked.awaits_answer else replace(asked, messages=asked.messages[:-1])
         self.conversation = question.with_message("assistant", answer.content, key)
         return True
+
+    def _check_tags(self, conversation: Conversation) -> None:
+        if self._strict_tags and (tags := self.template.tags_in(conversation, self.engine.tokenizer)):
+            raise ForbiddenTags(tags)
+
+    def _notices(self, prompt: Prompt) -> Iterator[Notice]:
+        for note in prompt.notes:
+            if note not in self._told:
+                self._told.add(note)
+                yield Notice(note)
 
 
 class _AnyOf(threading.Event):

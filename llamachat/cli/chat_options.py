@@ -69,6 +69,9 @@ class ChatArguments:
         Path | None, typer.Option(metavar="FILE", help="Answers obey this grammar (GBNF, as llama.cpp has it).")
     ] = None
     template: Annotated[str | None, typer.Option(help="Prompt template, instead of the model's.")] = None
+    strict_tags: Annotated[bool, typer.Option("--strict-tags", help="Refuse text with tags of the prompt format.")] = (
+        False
+    )
     threads: Annotated[int | None, typer.Option(min=1, max=512, help="Threads; default: the physical cores.")] = None
     gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto"
     kv_type: Annotated[str, typer.Option(help="KV cache: f16, q8_0 or q4_0.")] = "f16"
@@ -100,6 +103,7 @@ def chat_options(arguments: ChatArguments) -> ChatOptions:
         max_tokens=arguments.max_tokens,
         stop=tuple(arguments.stop or ()),
         overflow=arguments.overflow.value,
+        strict_tags=arguments.strict_tags,
         grammar=_grammar(arguments),
     )
 

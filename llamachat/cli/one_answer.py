@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from llamachat.chat.session import Answer, LeftOut, Session, TextPiece
+from llamachat.chat.session import Answer, LeftOut, Notice, Session, TextPiece
 from llamachat.cli.opening import OpenChat, describe_left_out
 from llamachat.cli.output import out
 from llamachat.cli.question import Question
@@ -40,6 +40,8 @@ def _stream(session: Session, question: str, cancel: threading.Event, *, silent:
     with open_view() as view:
         for event in session.send(question, cancel):
             match event:
+                case Notice(note):
+                    out.warning(note)
                 case LeftOut():
                     out.warning(describe_left_out(event))
                 case TextPiece(text) if not silent:

@@ -39,6 +39,7 @@ class ChatOptions:
     stop: tuple[str, ...] = ()
     overflow: Overflow = "drop"
     grammar: str | None = None
+    strict_tags: bool = False
 
 
 @dataclass
@@ -203,6 +204,7 @@ def _open_session(stored: StoredModel, options: ChatOptions) -> Iterator[OpenCha
             stop=options.stop,
             overflow=options.overflow,
             grammar=options.grammar,
+            strict_tags=options.strict_tags,
         )
     except LlamachatError:
         engine.close()

@@ -40,6 +40,8 @@ def prompt(
     with open_tokenizer(found.path) as (tokenizer, metadata):
         chosen = choose_template(template, found.template, metadata).template
         rendered = chosen.render(conversation, tokenizer)
+    for note in rendered.notes:
+        out.warning(note)
     if as_json:
         out.json({"ids": list(rendered.ids), "text": rendered.text, "template": chosen.name})
         return

@@ -55,8 +55,8 @@ _ROPE_SCALING = {
     "yarn": llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
 }
 
-_MARKER = re.compile(r"<\|.+\|>|<step>")
-"""Tokens that steer a model although some vocabularies have them as words of the user's."""
+_MARKER = re.compile(rb"<\|[^|>]+\|>|<step>")
+"""Tokens that steer a model although some vocabularies have them as words that may be typed."""
 
 _KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
 
@@ -99,14 +99,18 @@ class LlamaTokenizer:
     @cached_property
     def control_tokens(self) -> Mapping[str, int]:
         """See `Tokenizer`."""
-        attributes = llama_cpp.llama_vocab_get_attr
+        attributes, text_of = llama_cpp.llama_vocab_get_attr, llama_cpp.llama_vocab_get_text
+        suspect = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+        if llama_cpp.llama_vocab_type(self.vocab) == _SPM:
+            suspect |= llama_cpp.LLAMA_TOKEN_ATTR_NORMAL  # what "user defined" tokens of sentencepiece are in GGUF
         control = {}
         for token_id in range(self.n_vocab):
             kind = attributes(self.vocab, token_id)
-            if kind & (llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED):
-                text = llama_cpp.llama_vocab_get_text(self.vocab, token_id).decode("utf-8", "replace")
-                if kind & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL or _MARKER.fullmatch(text):
-                    control[text] = token_id
+            if not kind & (llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | suspect):
+                continue
+            text: bytes = text_of(self.vocab, token_id)
+            if kind & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL or _MARKER.fullmatch(text):
+                control[text.decode("utf-8", "replace")] = token_id
         return control
 
     @cached_property

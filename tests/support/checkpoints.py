@@ -310,8 +310,11 @@ The library closes at nine, yet the reading room has always stayed open until te
 """
 
 
-def train_sentencepiece(path: Path, n_vocab: int = 600, **changes: Any) -> None:
-    """Train a small BPE sentencepiece model with the settings of Llama 2, or `changes`, and write it to `path`."""
+def train_sentencepiece(path: Path, n_vocab: int = 600, more: str = "", **changes: Any) -> None:
+    """Train a small BPE sentencepiece model with the settings of Llama 2, or `changes`, and write it to `path`.
+
+    `more` is text to learn from besides the corpus.
+    """
     model = BytesIO()
     options: Json = {
         "model_type": "bpe",
@@ -333,7 +336,7 @@ def train_sentencepiece(path: Path, n_vocab: int = 600, **changes: Any) -> None:
         "minloglevel": 2,
     }
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS.splitlines()), model_writer=model, **(options | changes)
+        sentence_iterator=iter((CORPUS + more).splitlines()), model_writer=model, **(options | changes)
     )
     path.write_bytes(model.getvalue())
 

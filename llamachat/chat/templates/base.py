@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from llamachat.chat.message import Conversation
 from llamachat.chat.prompt import Part, Prompt, assemble
+from llamachat.chat.spelling import find_tags
 from llamachat.engine.base import Tokenizer
 from llamachat.errors import BadConversation
 
@@ -39,6 +40,15 @@ class PromptTemplate(ABC):
         if not conversation.messages:
             raise BadConversation("There is nothing to answer.", "Begin the conversation with a user message.")
         return assemble(self.parts(conversation, tokenizer), tokenizer, self.tags)
+
+    def tags_in(self, conversation: Conversation, tokenizer: Tokenizer) -> list[str]:
+        """The family's tags and the vocabulary's control tokens that stand in messages, as text.
+
+        Meta's reference refuses prompts with them (`SPECIAL_TAGS`).
+        """
+        everything = "\0".join(message["content"] for message in conversation.all_messages())
+        marks = dict.fromkeys((*self.tags, *filter(None, tokenizer.control_tokens)))
+        return [mark for mark in marks if find_tags(everything, [mark])]
 
     @abstractmethod
     def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:

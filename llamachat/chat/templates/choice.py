@@ -30,6 +30,13 @@ _KNOWN_SOURCES: dict[str, str] = {
     # SmolLM2-Instruct. Its template also puts in a system prompt when there is none; that is left out, because
     # the small models answer much worse with it (docs/log.md, 2026-11-21).
     "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788": ChatML.name,
+    "153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3": ChatML.name,  # as transformers documents it
+    "e8d5b5a546d3f19df16a5320c614fab05bdc4edd50e850f1afd947b503ea41cf": Llama2.name,  # Llama-2-Chat
+    "ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122": Llama3.name,  # Meta-Llama-3-Instruct
+    # Those of 3.1 and 3.3 are not here: they tell the model a day in 2024 if nobody tells them the date.
+    "d82792f95932f1c9cef5c4bd992f171225e3bf8c7b609b4557c9e1ec96be819f": Llama32.name,  # Llama-3.2-Instruct
+    "55b2f4a26ac9ee719330a61a0c39d9e538b0e9322212f048326318cff4f8674a": Qwen25.name,  # Qwen2.5-Instruct
+    "66291cf0045c2425a3a667cf3cbb7af2b11f09e025c02f97245323ab79119362": Zephyr.name,  # TinyLlama-1.1B-Chat-v1.0
 }
 """sha256 of published chat templates, without a last newline, that a built-in one stands for."""
 

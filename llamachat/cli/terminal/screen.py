@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from shutil import get_terminal_size
 from textwrap import fill
 
-from llamachat.chat.session import Answer, LeftOut, SessionEvent, TextPiece
+from llamachat.chat.session import Answer, LeftOut, Notice, SessionEvent, TextPiece
 from llamachat.cli.opening import OpenChat, describe_left_out
 from llamachat.cli.output import out
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
@@ -109,6 +109,8 @@ def _answer(chat: OpenChat, answer: Stream, toolbar: Toolbar, *, show_stats: boo
         with cancel_on_interrupt() as cancel, open_view() as view, PrefillNotice() as notice:
             for event in answer(cancel):
                 match event:
+                    case Notice(note):
+                        out.warning(note)
                     case LeftOut():
                         out.note(describe_left_out(event))
                     case Prefill(n_done, n_total):
