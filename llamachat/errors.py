@@ -341,7 +341,7 @@ class TemplateFailed(LlamachatError):
     def __init__(self, problem: str) -> None:
         super().__init__(
             f"The chat template cannot be used: {problem}.",
-            "Choose another one: --template llama-2, llama-3, chatml, jinja or none.",
+            "Choose another one: --template llama-2, llama-3.1, chatml, jinja or none.",
         )
 
 

@@ -6,6 +6,7 @@ may still be waiting for one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -84,4 +85,33 @@ def _parse_message(i: int, entry: Any) -> Message:
             return Message(role, content)  # type: ignore[arg-type]
     raise BadConversation(
         f"Message {i + 1} has no role and content.", 'Each is {"role": "system"|"user"|"assistant", "content": "…"}.'
+    )
+
+
+def parse_examples(text: str) -> tuple[Message, ...]:
+    """Read JSON lines of {"user": …, "assistant": …} or {"role": …, "content": …}: whole turns, the user first.
+
+    Raises `BadConversation` with the number of the line that is wrong.
+    """
+    messages: list[Message] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            messages += _parse_example(number, line)
+    if not messages or len(messages) % 2:
+        raise BadConversation("The examples end in the middle of a turn.", "Give every question an answer.")
+    return Conversation(None, tuple(messages)).messages
+
+
+def _parse_example(number: int, line: str) -> list[Message]:
+    try:
+        parsed = json.loads(line)
+    except (ValueError, RecursionError):
+        parsed = None
+    match parsed:
+        case {"user": str(question), "assistant": str(answer)}:
+            return [Message("user", question), Message("assistant", answer)]
+        case {"role": "user" | "assistant" as role, "content": str(content)}:
+            return [Message(role, content)]
+    raise BadConversation(
+        f"Line {number} of the examples has no question and answer.", 'Each is {"user": "…", "assistant": "…"}.'
     )

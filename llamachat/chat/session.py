@@ -54,13 +54,6 @@ class TextPiece:
 
 
 @dataclass(frozen=True)
-class Notice:
-    """What the user should know about the prompt, in a sentence; each is told once in a session."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class Answer:
     """The whole answer and how it came about; the last event of a turn."""
 
@@ -286,7 +279,8 @@ class Session:
     ) -> Generator[SessionEvent, None, bool]:
         """Stream an answer; return whether there is one."""
         begun = "" if asked.awaits_answer else asked.messages[-1].content
-        strip_space = self.engine.tokenizer.adds_space_prefix and not begun
+        continues_text = bool(begun) or self.template.continues_text
+        strip_space = self.engine.tokenizer.adds_space_prefix and not continues_text
         stop = () if self.grammar else (*self.template.stop, *self._own_stop)
         decoder = TextDecoder(stop, strip_space=strip_space and not self.grammar)
         halt = _AnyOf(cancel)
@@ -327,16 +321,6 @@ class Session:
         question = asked if asked.awaits_answer else replace(asked, messages=asked.messages[:-1])
         self.conversation = question.with_message("assistant", answer.content, key)
         return True
-
-    def _check_tags(self, conversation: Conversation) -> None:
-        if self._strict_tags and (tags := self.template.tags_in(conversation, self.engine.tokenizer)):
-            raise ForbiddenTags(tags)
-
-    def _notices(self, prompt: Prompt) -> Iterator[Notice]:
-        for note in prompt.notes:
-            if note not in self._told:
-                self._told.add(note)
-                yield Notice(note)
 
 
 class _AnyOf(threading.Event):

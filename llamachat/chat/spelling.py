@@ -35,13 +35,13 @@ def tokenize_spelled(text: str, tags: Sequence[tuple[int, int]], tokenizer: Toke
     unspelled: list[str] = []
     end = 0
     for start, stop in tags:
-        ids += _tokenize_after(text[end:start], tokenizer, is_first=end == 0)
+        ids += tokenize_after(text[end:start], tokenizer, is_first=end == 0)
         spelled = _spell(text[start:stop], tokenizer, is_first=start == 0)
-        if spelled in (tokenizer.tokenize(text[start:stop]), _tokenize_after(text[start:stop], tokenizer)):
+        if spelled in (tokenizer.tokenize(text[start:stop]), tokenize_after(text[start:stop], tokenizer)):
             unspelled.append(text[start:stop])
         ids += spelled
         end = stop
-    return ids + _tokenize_after(text[end:], tokenizer, is_first=end == 0), unspelled
+    return ids + tokenize_after(text[end:], tokenizer, is_first=end == 0), unspelled
 
 
 def _spell(tag: str, tokenizer: Tokenizer, *, is_first: bool) -> list[int]:
@@ -49,15 +49,15 @@ def _spell(tag: str, tokenizer: Tokenizer, *, is_first: bool) -> list[int]:
     ids = [
         token_id
         for i, character in enumerate(tag)
-        for token_id in _tokenize_after(character, tokenizer, is_first=is_first and i == 0)
+        for token_id in tokenize_after(character, tokenizer, is_first=is_first and i == 0)
     ]
-    if ids != _tokenize_after(tag, tokenizer, is_first=is_first):
+    if ids != tokenize_after(tag, tokenizer, is_first=is_first):
         return ids
     other = _other_token(ids[-1], tokenizer)
     return ids if other is None else [*ids[:-1], other]
 
 
-def _tokenize_after(text: str, tokenizer: Tokenizer, *, is_first: bool = False) -> list[int]:
+def tokenize_after(text: str, tokenizer: Tokenizer, *, is_first: bool = False) -> list[int]:
     """Ids of text in the middle of another: without the space that sentencepiece puts before the first."""
     if not text:
         return []

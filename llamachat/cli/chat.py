@@ -8,7 +8,7 @@ import typer
 
 from llamachat.cli.chat_options import ChatArguments, chat_options
 from llamachat.cli.options import taking
-from llamachat.cli.question import read_question
+from llamachat.cli.question import Question, read_question
 
 
 @taking(ChatArguments)
@@ -23,10 +23,14 @@ def chat(arguments: ChatArguments) -> None:
       git diff | llamachat chat -p "Write a commit message"
       llamachat chat --resume                                        (the last conversation; or --resume 12)
       llamachat chat -f report.txt -p "Who is named here?" --json-schema people.json
+      llamachat chat codellama-7b --infill before.py after.py
       llamachat chat llama-2-7b-chat --adapter my-lora.gguf:0.8
+      llamachat chat codellama-7b --infill before.py after.py
       llamachat chat llama-2-7b-chat --adapter ORG/REPO              (pulled before)
     """
-    question = read_question(arguments.prompt, arguments.files or [])
+    if arguments.infill and (arguments.prompt or arguments.files):
+        raise typer.BadParameter("--infill takes all its text from its two files: leave out -p and -f.")
+    question = Question("") if arguments.infill else read_question(arguments.prompt, arguments.files or [])
     if arguments.as_json and question is None:
         raise typer.BadParameter("--json needs a question: give -p, or pipe one in.")
     options = chat_options(arguments)
@@ -35,7 +39,7 @@ def chat(arguments: ChatArguments) -> None:
 
     from llamachat.cli.opening import open_chat
 
-    save = not arguments.no_save
+    save = not (arguments.no_save or arguments.infill)  # there is no conversation in filling a gap
     with open_chat(arguments.model, options, resume=arguments.resume, save=save) as opened:
         if question is None:
             from llamachat.cli.terminal.screen import run_screen

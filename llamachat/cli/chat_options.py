@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from llamachat.cli.options import parse_adapter, parse_gpu_layers
+from llamachat.cli.question import read_text
 
 if TYPE_CHECKING:
+    from llamachat.chat.message import Message
     from llamachat.cli.opening import ChatOptions
     from llamachat.engine.base import EngineOptions
 
@@ -72,6 +74,13 @@ class ChatArguments:
     strict_tags: Annotated[bool, typer.Option("--strict-tags", help="Refuse text with tags of the prompt format.")] = (
         False
     )
+    examples: Annotated[
+        Path | None, typer.Option(help='Turns to begin with, a JSON line each: {"user": …, "assistant": …}.')
+    ] = None
+    infill: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="PREFIX SUFFIX", help="Write what stands between two files (Code Llama 7b, 13b)."),
+    ] = None
     threads: Annotated[int | None, typer.Option(min=1, max=512, help="Threads; default: the physical cores.")] = None
     gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto"
     kv_type: Annotated[str, typer.Option(help="KV cache: f16, q8_0 or q4_0.")] = "f16"
@@ -104,6 +113,8 @@ def chat_options(arguments: ChatArguments) -> ChatOptions:
         stop=tuple(arguments.stop or ()),
         overflow=arguments.overflow.value,
         strict_tags=arguments.strict_tags,
+        examples=_turns(arguments.examples),
+        infill=(read_text(arguments.infill[0]), read_text(arguments.infill[1])) if arguments.infill else None,
         grammar=_grammar(arguments),
     )
 
@@ -119,6 +130,12 @@ def _grammar(arguments: ChatArguments) -> str | None:
     if schema:
         return read_schema(schema)
     return read_grammar(grammar) if grammar else None
+
+
+def _turns(examples: Path | None) -> tuple[Message, ...]:
+    from llamachat.chat.message import parse_examples
+
+    return parse_examples(read_text(examples)) if examples else ()
 
 
 def _engine_options(arguments: ChatArguments) -> EngineOptions:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from llamachat.chat.history import History, SessionFacts, StoredSession
+from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Answer, LeftOut, Overflow, Session
-from llamachat.chat.templates import TemplateChoice, choose_template
+from llamachat.chat.templates import ASKED_FOR, Infill, TemplateChoice, choose_template
 from llamachat.cli.format import count, size
 from llamachat.cli.output import out
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
@@ -40,6 +41,9 @@ class ChatOptions:
     overflow: Overflow = "drop"
     grammar: str | None = None
     strict_tags: bool = False
+    examples: Sequence[Message] = ()
+    infill: tuple[str, str] | None = None
+    """The texts before and after a gap to fill; there is no conversation then."""
 
 
 @dataclass
@@ -205,6 +209,7 @@ def _open_session(stored: StoredModel, options: ChatOptions) -> Iterator[OpenCha
             overflow=options.overflow,
             grammar=options.grammar,
             strict_tags=options.strict_tags,
+            examples=options.examples,
         )
     except LlamachatError:
         engine.close()
@@ -252,8 +257,10 @@ def _open_engine(stored: StoredModel, options: EngineOptions) -> tuple[Engine, S
 
 
 def _choose_template(stored: StoredModel, engine: Engine, options: ChatOptions) -> TemplateChoice:
+    if options.infill is not None:
+        return TemplateChoice(Infill(*options.infill), ASKED_FOR)
     choice = choose_template(options.template, stored.template, engine.info.metadata)
-    if not choice.template.is_chat and options.template is None:
+    if not choice.template.is_chat and choice.reason != ASKED_FOR:
         out.warning(f"{stored.label} is not a chat model ({choice.reason}): it continues the text you type.")
     return choice
 

@@ -162,6 +162,10 @@ class Tokenizer(Protocol):
         """Whether text is tokenized as if a space came first (sentencepiece); an answer then starts with one."""
 
     @property
+    def infill_ids(self) -> tuple[int, int, int] | None:
+        """What stands before a prefix, a suffix, and what comes between them, in models that fill gaps."""
+
+    @property
     def control_tokens(self) -> Mapping[str, int]:
         """Tokens that steer the model, by their text. User text never becomes one."""
 

@@ -97,6 +97,13 @@ class LlamaTokenizer:
         return self.piece(self.tokenize("a")[0]).startswith(b" ")
 
     @cached_property
+    def infill_ids(self) -> tuple[int, int, int] | None:
+        """See `Tokenizer`."""
+        ask = (llama_cpp.llama_vocab_fim_pre, llama_cpp.llama_vocab_fim_suf, llama_cpp.llama_vocab_fim_mid)
+        before, after, between = (_token_or_none(find(self._vocab)) for find in ask)
+        return None if before is None or after is None or between is None else (before, after, between)
+
+    @cached_property
     def control_tokens(self) -> Mapping[str, int]:
         """See `Tokenizer`."""
         attributes, text_of = llama_cpp.llama_vocab_get_attr, llama_cpp.llama_vocab_get_text

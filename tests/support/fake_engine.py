@@ -43,6 +43,7 @@ class FakeTokenizer:
         self.bos_id = control_tokens.get("<s>")
         self.eos_id = control_tokens.get("</s>")
         self.n_vocab = 256 + len(control_tokens)
+        self.infill_ids: tuple[int, int, int] | None = None
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())

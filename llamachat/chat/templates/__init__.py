@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from llamachat.chat.templates.base import PromptTemplate
 from llamachat.chat.templates.chatml import ChatML, Qwen25
-from llamachat.chat.templates.choice import CHAT_TEMPLATE_KEY, TEMPLATES, TemplateChoice, choose_template
+from llamachat.chat.templates.choice import ASKED_FOR, CHAT_TEMPLATE_KEY, TEMPLATES, TemplateChoice, choose_template
 from llamachat.chat.templates.code_llama import CodeLlama70b
+from llamachat.chat.templates.infill import Infill
 from llamachat.chat.templates.jinja import Jinja
 from llamachat.chat.templates.llama2 import ChineseAlpaca2, CodeLlamaInstruct, Llama2
 from llamachat.chat.templates.llama3 import Llama3, Llama31, Llama32, Llama33
@@ -18,6 +19,7 @@ from llamachat.chat.templates.none import NoTemplate
 from llamachat.chat.templates.plain_text import Alpaca, Llama2Chinese, Vicuna, WizardLM, Zephyr
 
 __all__ = [
+    "ASKED_FOR",
     "CHAT_TEMPLATE_KEY",
     "TEMPLATES",
     "Alpaca",
@@ -25,6 +27,7 @@ __all__ = [
     "ChineseAlpaca2",
     "CodeLlama70b",
     "CodeLlamaInstruct",
+    "Infill",
     "Jinja",
     "Llama2",
     "Llama2Chinese",

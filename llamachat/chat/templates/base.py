@@ -25,6 +25,8 @@ class PromptTemplate(ABC):
     tags: tuple[str, ...] = ()
     """The family's markers that are plain text; what people write is kept from passing for one."""
     is_chat = True
+    continues_text = False
+    """Whether an answer goes on in the middle of a text, so that a blank before it belongs to it."""
 
     @property
     def no_system(self) -> str | None:

@@ -18,6 +18,7 @@ from llamachat.chat.templates.plain_text import Alpaca, Llama2Chinese, Vicuna, W
 from llamachat.errors import TemplateFailed, UnknownTemplate
 
 CHAT_TEMPLATE_KEY = "tokenizer.chat_template"
+ASKED_FOR = "asked for"
 
 _FAMILIES: tuple[type[PromptTemplate], ...] = (
     Llama2, CodeLlamaInstruct, CodeLlama70b, ChineseAlpaca2, Llama2Chinese, Llama3, Llama31, Llama32, Llama33,
@@ -60,7 +61,7 @@ def choose_template(asked: str | None, catalogued: str | None, metadata: Mapping
     if asked is not None:
         if asked not in TEMPLATES:
             raise UnknownTemplate(asked, list(TEMPLATES))
-        return TemplateChoice(_make(asked, own), "asked for")
+        return TemplateChoice(_make(asked, own), ASKED_FOR)
     if catalogued in TEMPLATES and (catalogued != "jinja" or own):
         return TemplateChoice(_make(catalogued, own), "catalogue")
     if own:

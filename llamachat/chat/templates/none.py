@@ -15,6 +15,7 @@ class NoTemplate(PromptTemplate):
 
     name = "none"
     is_chat = False
+    continues_text = True
 
     def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
         """See `PromptTemplate`."""
