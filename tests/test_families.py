@@ -18,7 +18,15 @@ import tokenizers
 from jinja2 import Environment
 
 from llamachat.chat.message import Conversation
-from llamachat.chat.templates import TEMPLATES, Jinja, Llama31, NoTemplate, PromptTemplate
+from llamachat.chat.templates import (
+    CHAT_TEMPLATE_KEY,
+    TEMPLATES,
+    Jinja,
+    Llama31,
+    NoTemplate,
+    PromptTemplate,
+    choose_template,
+)
 from support.checkpoints import train_sentencepiece, write_bpe_tokenizer
 from support.prompts import Vocabulary, conversation_of, open_vocabulary, some_conversations
 
@@ -265,6 +273,16 @@ def test_the_published_template_gives_the_same_ids(name: str, vocabularies: Voca
         assert own.render(conversation, tokenizer).ids == built_in.render(conversation, tokenizer).ids, conversation
         half = conversation.with_message("assistant", "It begins\n with")
         assert own.render(half, tokenizer).ids == built_in.render(half, tokenizer).ids, half
+
+
+@pytest.mark.parametrize("name", ["llama-2", "llama-3", "llama-3.1", "llama-3.2", "chatml", "qwen2.5", "zephyr"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_published_templates_are_known(name: str, end: str) -> None:
+    """All but one are rendered by the family's own class; 3.1's, which has a date of its own, as it is."""
+    source = published(name).removesuffix("\n") + end
+    choice = choose_template(None, None, {CHAT_TEMPLATE_KEY: source})
+    expected = ("jinja", "header") if name == "llama-3.1" else (name, "known template")
+    assert (choice.template.name, choice.reason) == expected
 
 
 # --- the rest of an answer, and the turn after it -----------------------------------------------------------

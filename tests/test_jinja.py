@@ -402,6 +402,16 @@ def test_nothing_of_an_attack_is_lost(contents: list[str]) -> None:
     assert prompt.text == render_as_transformers(TEMPLATES["chatml"], conversation.all_messages())
 
 
+@pytest.mark.usefixtures("render_here")
+def test_control_tokens_that_begin_with_a_letter() -> None:
+    """In either case; the capital of one of them is two letters."""
+    tokenizer = FakeTokenizer({"<s>": 256, "</s>": 257, "ßx": 258, "end": 259})
+    for change in ("upper", "lower", "trim"):
+        template = Jinja("{{ bos_token }}{% for m in messages %}{{ m.content | " + change + " }}{% endfor %}")
+        ids = template.render(conversation_of("END ßx end SSX ssx", "<S>", "en", system="d"), tokenizer).ids
+        assert [token_id for token_id in ids if token_id >= 256] == [256], change
+
+
 def test_brackets_that_a_template_looks_for_are_there() -> None:
     """Only what is a control token is hidden from the template's tests."""
     source = "{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] | trim }}<|im_end|>{% endfor %}"

@@ -91,7 +91,8 @@ class _Defusal:
     """Messages whose control tokens are broken by stand-ins for their first characters, and how to undo it."""
 
     def __init__(self, messages: Messages, control: Iterable[str]) -> None:
-        first_characters = sorted({first for text in control for first in (text[0], text[0].lower(), text[0].upper())})
+        cases = {first for text in control for first in (text[0], text[0].lower(), text[0].upper())}
+        first_characters = sorted(first for first in cases if len(first) == 1)  # some capitals are two letters
         everything = "".join(message["content"] for message in messages)
         guard, *unused = _unused_characters(everything, 1 + len(first_characters))
         stand_ins = dict(zip(first_characters, unused, strict=True))
