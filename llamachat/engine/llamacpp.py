@@ -100,7 +100,7 @@ class LlamaTokenizer:
     def infill_ids(self) -> tuple[int, int, int] | None:
         """See `Tokenizer`."""
         ask = (llama_cpp.llama_vocab_fim_pre, llama_cpp.llama_vocab_fim_suf, llama_cpp.llama_vocab_fim_mid)
-        before, after, between = (_token_or_none(find(self._vocab)) for find in ask)
+        before, after, between = (_token_or_none(find(self.vocab)) for find in ask)
         return None if before is None or after is None or between is None else (before, after, between)
 
     @cached_property
