@@ -1,11 +1,10 @@
 """Kill a scripted conversation at random moments, again and again, and see what the history has kept each time.
 
-A process of its own talks to a model that is a script: it stores each question before the answer begins, the answer
-every `--every` seconds while it grows, and the whole answer at its end, as a chat does. On standard output it says what
-was acknowledged to it. It is killed with SIGKILL after a random time, while it opens the history, too. After each kill
-the database is opened and read through, and everything that was acknowledged must be there.
+A process of its own holds the program's session with an engine that is a script, and says on standard output what was
+acknowledged to it. It is killed with SIGKILL after a random time, while it opens the history, too. After each kill the
+database is opened and read through, and everything that was acknowledged must be there.
 
-    python benchmarks/kill_chat.py [--kills 100] [--every 0.1] [--seed 1]
+    PYTHONPATH=tests python benchmarks/kill_chat.py [--kills 100] [--seed 1]
 """
 
 from __future__ import annotations
@@ -20,51 +19,76 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from llamachat.chat.history import History, SessionFacts
-from llamachat.chat.message import Message
-from llamachat.engine.base import GenerationStats
+from llamachat.chat.message import Conversation
+from llamachat.chat.record import HistoryRecord
+from llamachat.chat.session import Answer, Session, SessionEvent, TextPiece
+from llamachat.chat.templates import ChatML
+from llamachat.engine.sampling import SamplingParams
+from llamachat.errors import HistoryFailed
+from support.fake_engine import FakeEngine
 
 FACTS = SessionFacts("scripted:f32", None, "chatml", {"temperature": 0.0}, 4096)
 WORD_S = 0.005
-LONGEST_S = 1.0
+LONGEST_S = 2.5
 
 
-def talk(path: Path, every_s: float, seed: int) -> None:
-    """The scripted chat; goes on until it is killed, and takes some turns back on the way."""
+class AcknowledgingRecord(HistoryRecord):
+    """Says what was kept, as soon as it is."""
+
+    def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:
+        """See `Record`."""
+        kept = super().begin(asked, sampling)
+        question = kept.messages[-1]
+        say(kind="question", key=question.key, content=question.content)
+        return kept
+
+    def finish(self, answer: Answer) -> int | None:
+        """See `Record`."""
+        key = super().finish(answer)
+        say(kind="answer", key=key, content=answer.content)
+        return key
+
+
+def talk(path: Path, seed: int) -> None:
+    """The scripted chat; goes on until it is killed, and retries and takes back turns on the way."""
     rng = random.Random(seed)
+    engine = FakeEngine(n_ctx=1 << 20)
+    session = Session(engine, ChatML(), SamplingParams(temperature=0.0), system="Be brief.")
     with History(path) as history:
-        session = history.start_session(FACTS)
-        system = tip = history.add_message(session, None, Message("system", "Be brief."))
+        session.record = AcknowledgingRecord(history, lambda _: FACTS, _give_up)
         for turn in itertools.count():
-            question = f"question {turn} of {seed}"
-            asked = history.add_message(session, tip, Message("user", question))
-            say(kind="question", session=session, key=asked, content=question)
-            tip = answer(history, session, asked, rng, every_s)
-            if rng.random() < 0.2:  # another answer to the same question
-                tip = answer(history, session, asked, rng, every_s)
+            show(session.send(f"question {turn} of {seed}", script(engine, rng)))
+            if rng.random() < 0.2:
+                show(session.retry(script(engine, rng)))
             if rng.random() < 0.1:
-                tip = system
-                history.set_head(session, tip)
+                session.undo(2)
 
 
-def answer(history: History, session: int, asked: int, rng: random.Random, every_s: float) -> int:
-    """One answer, word by word."""
-    key = history.add_message(session, asked, Message("assistant", ""), seed=rng.getrandbits(32))
-    content, stored_at = "", time.monotonic()
-    n_words = rng.randrange(2, 60)
-    for i in range(n_words):
-        time.sleep(WORD_S)
-        content += f"word {i} "
-        say(kind="piece", session=session, key=key, content=content, t=time.monotonic())
-        if time.monotonic() - stored_at >= every_s:
-            history.update_answer(key, content)
-            stored_at = time.monotonic()
-    history.update_answer(key, content, finish_reason="stop", stats=GenerationStats(9, 0, n_words, 0.1, 0.1, 0.3))
-    say(kind="answer", session=session, key=key, content=content)
-    return key
+def script(engine: FakeEngine, rng: random.Random) -> threading.Event:
+    """Let the engine's next answer be some words with pauses between."""
+    words = [(f"word {i} ".encode(), partial(time.sleep, WORD_S)) for i in range(rng.randrange(2, 400))]
+    engine.answers.append([step for pair in words for step in pair])
+    return threading.Event()
+
+
+def show(events: Iterator[SessionEvent]) -> None:
+    """What a screen would do: here a line for each piece, with all there was of the answer until then."""
+    content = ""
+    for event in events:
+        if isinstance(event, TextPiece):
+            content += event.text
+            say(kind="piece", content=content, t=time.monotonic())
+
+
+def _give_up(error: HistoryFailed) -> None:
+    raise error
 
 
 def say(**facts: object) -> None:
@@ -79,15 +103,14 @@ class Trial:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.acknowledged: dict[int, str] = {}
-        self.sessions: set[int] = set()
         self.n_opened = self.n_set_aside = self.n_lost = self.n_wrong = 0
         self.moments = {"opening": 0, "answering": 0, "between": 0}
         self.lost_s: list[float] = []
         self.open_s: list[float] = []
 
-    def run(self, rng: random.Random, every_s: float) -> None:
+    def run(self, rng: random.Random) -> None:
         """Start one chat, kill it, and look."""
-        command = [sys.executable, __file__, "--talk", str(self.path), "--every", str(every_s)]
+        command = [sys.executable, __file__, "--talk", str(self.path)]
         process = subprocess.Popen([*command, "--seed", str(rng.getrandbits(32))], stdout=subprocess.PIPE, text=True)
         time.sleep(rng.uniform(0.05, LONGEST_S))
         process.send_signal(signal.SIGKILL)
@@ -96,7 +119,6 @@ class Trial:
         for line in said:
             if line["kind"] != "piece":
                 self.acknowledged[line["key"]] = line["content"]
-                self.sessions.add(line["session"])
         last = said[-1] if said else None
         moment = "opening" if last is None else "answering" if last["kind"] != "answer" else "between"
         self.moments[moment] += 1
@@ -118,14 +140,13 @@ class Trial:
                 history.load(summary.id)
         self.n_lost += sum(key not in stored for key in self.acknowledged)
         self.n_wrong += sum(stored.get(key, text) != text for key, text in self.acknowledged.items())
-        pieces = [line for line in said if line["kind"] == "piece"]
-        if pieces and said[-1]["kind"] == "piece":
-            self.lost_s.append(_lost_s([p for p in pieces if p["key"] == pieces[-1]["key"]], stored))
+        if said and said[-1]["kind"] == "piece":
+            pieces = said[1 + max(i for i, line in enumerate(said) if line["kind"] == "question") :]
+            self.lost_s.append(_lost_s(pieces, stored[max(stored)]))
 
 
-def _lost_s(pieces: list[dict[str, object]], stored: dict[int, str]) -> float:
+def _lost_s(pieces: list[dict[str, object]], kept: str) -> float:
     """How old the oldest word is that was shown and not stored."""
-    kept = stored[int(str(pieces[-1]["key"]))]
     missing = [float(str(piece["t"])) for piece in pieces if len(str(piece["content"])) > len(kept)]
     return float(str(pieces[-1]["t"])) - missing[0] if missing else 0.0
 
@@ -134,17 +155,16 @@ def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--every", type=float, default=0.1, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--talk", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.talk:
-        talk(arguments.talk, arguments.every, arguments.seed)
+        talk(arguments.talk, arguments.seed)
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         trial = Trial(Path(name) / "history.db")
         for _ in range(arguments.kills):
-            trial.run(rng, arguments.every)
+            trial.run(rng)
         report(trial)
 
 
@@ -159,7 +179,7 @@ def report(trial: Trial) -> None:
     )
     print(f"set aside {trial.n_set_aside}; integrity_check: {verdict}")
     print(
-        f"{len(trial.acknowledged)} messages of {len(trial.sessions)} sessions acknowledged, "
+        f"{len(trial.acknowledged)} messages acknowledged, "
         f"looked for after every kill: {trial.n_lost} missing, {trial.n_wrong} differ"
     )
     if trial.lost_s:

@@ -96,6 +96,15 @@ class OpenChat:
             f"Shorten it, or give a larger window: --ctx {n_ctx}{beyond}, which takes {size(more_bytes)} more memory."
         )
 
+    def title(self) -> str:
+        """What the conversation is called in the history; empty if it is not there."""
+        if self.record is None or self.record.session_id is None:
+            return ""
+        try:
+            return self.record.history.load(self.record.session_id).title
+        except LlamachatError:
+            return ""
+
     def facts(self, sampling: SamplingParams) -> SessionFacts:
         """What answers are made with at the moment, for the history."""
         return SessionFacts(
