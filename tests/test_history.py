@@ -25,6 +25,7 @@ from llamachat.chat.history import History, SessionFacts
 from llamachat.chat.history.migrations import MIGRATIONS
 from llamachat.chat.history.titles import make_title
 from llamachat.chat.message import Conversation, Message
+from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import BadConversation, HistoryFailed, HistoryTooNew, UnknownSession
 from support.stored_sessions import FACTS, STATS, answer, fill, say
 
@@ -104,7 +105,7 @@ def test_no_message_may_stand_out_of_turn(path: Path) -> None:
 
 
 def test_answers_keep_what_they_were_made_with(path: Path) -> None:
-    warmer = replace(FACTS, model="other:q4_0", sampling={"temperature": 1.0})
+    warmer = replace(FACTS, model="other:q4_0", sampling={"temperature": 1.0, "of a later version": 7})
     with History(path) as history:
         session = history.start_session(FACTS)
         first = answer(history, session, say(history, session, None, "One?"), "One.")
@@ -113,6 +114,7 @@ def test_answers_keep_what_they_were_made_with(path: Path) -> None:
         tree = history.tree(session)
     assert [stored.facts for stored in tree.messages] == [None, FACTS, None, warmer]
     assert tree.facts == warmer
+    assert tree.facts.sampling_params() == SamplingParams(temperature=1.0)
 
 
 def test_half_a_surrogate_pair_does_not_stop_anything(path: Path) -> None:
@@ -305,7 +307,9 @@ def test_sessions_are_found_by_id_title_and_last(path: Path) -> None:
             history.load(99)
 
 
-def test_search_finds_words_in_any_language_and_case(path: Path) -> None:
+@pytest.mark.parametrize("batch", [0, 1, 1000])
+def test_search_finds_words_in_any_language_and_case(batch: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamachat.chat.history.search._BATCH", batch)  # how much is indexed at once changes nothing
     lakes, winter = fill(path, "How do LAKES freeze? Ça gèle à l'Été", '湖水在冬天结冰 a*b "quoted" NEAR(x)')
     with History(path) as history:
 
@@ -662,6 +666,37 @@ def test_a_damaged_history_that_another_has_open_is_not_moved(path: Path, monkey
         other.close()
     with History(path) as history:
         assert len(history.notices) == 1
+
+
+_OPEN = """
+import sys
+from pathlib import Path
+from llamachat.chat.history import History
+from support.stored_sessions import FACTS, say
+
+print("ready", flush=True)
+sys.stdin.readline()
+with History(Path(sys.argv[1])) as history:
+    say(history, history.start_session(FACTS), None, "Hello")
+    print(len(history.notices))
+"""
+
+
+def test_two_processes_that_meet_a_damaged_history_set_it_aside_once(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"damaged" * 5000)
+    both = [_start(_OPEN, path) for _ in range(2)]
+    for process in both:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert sorted(process.communicate(timeout=60)[0] for process in both) == ["0\n", "1\n"]
+    assert [aside.read_bytes() for aside in path.parent.glob("history-damaged-*.db")] == [b"damaged" * 5000]
+    with History(path) as history:
+        assert len(history.sessions()) == 2
 
 
 def test_another_program_s_database_is_set_aside(path: Path) -> None:

@@ -41,7 +41,6 @@ class Database:
             with explained(path):
                 if _find_damage(path):
                     self._set_aside()
-                    _make_private(path)
                 self._connection = _connect(path)
         except OSError as error:
             self._release()
@@ -95,6 +94,7 @@ class Database:
             )  # fmt: skip
         if _find_damage(self.path):  # nobody else was quicker
             aside = _move_away(self.path)
+            _make_private(self.path)
             self.notices.append(f"The history was damaged; it was set aside as {aside}, and a new one begins.")
         _lock(self._open_lock, fcntl.LOCK_SH)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from llamachat.chat.message import Conversation, Message
 from llamachat.engine.base import FinishReason, GenerationStats
+from llamachat.engine.sampling import SamplingParams
 
 FOLLOWS: Mapping[str | None, tuple[str, ...]] = {
     None: ("system", "user"),
@@ -31,6 +32,11 @@ class SessionFacts:
     n_ctx: int
     adapters: tuple[tuple[str, float], ...] = ()
     """Path and scale of each."""
+
+    def sampling_params(self) -> SamplingParams:
+        """What `sampling` says, as far as it is known here; the rest as by default."""
+        known = {field.name for field in fields(SamplingParams)}
+        return SamplingParams(**{name: value for name, value in self.sampling.items() if name in known})
 
 
 @dataclass(frozen=True)
