@@ -75,10 +75,10 @@ class Database:
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         with self._turn, explained(self.path):
-            if self._connection.in_transaction:  # a signal came between BEGIN and `try`
+            if self._connection.in_transaction:  # a second signal has kept the last one from rolling back
                 self._connection.execute("ROLLBACK")
-            self._connection.execute(begin)
             try:
+                self._connection.execute(begin)
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
