@@ -31,7 +31,7 @@ from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Answer, Session, SessionEvent, TextPiece
 from llamachat.chat.templates import ChatML
 from llamachat.engine.sampling import SamplingParams
-from llamachat.errors import HistoryFailed
+from llamachat.errors import LlamachatError
 from support.fake_engine import FakeEngine
 
 FACTS = SessionFacts("scripted:f32", None, "chatml", {"temperature": 0.0}, 4096)
@@ -87,7 +87,7 @@ def show(events: Iterator[SessionEvent]) -> None:
             say(kind="piece", content=content, t=time.monotonic())
 
 
-def _give_up(error: HistoryFailed) -> None:
+def _give_up(error: LlamachatError) -> None:
     raise error
 
 

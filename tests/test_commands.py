@@ -17,7 +17,7 @@ from llamachat.cli.opening import ChatOptions, OpenChat
 from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command
 from llamachat.engine.base import EngineOptions
 from llamachat.engine.sampling import SamplingParams
-from llamachat.errors import HistoryFailed, LlamachatError
+from llamachat.errors import LlamachatError
 from llamachat.models.store import StoredModel
 from llamachat.paths import history_path
 from support.fake_engine import FakeEngine, Step
@@ -33,7 +33,7 @@ class Talk:
         self.chat = OpenChat(
             options, StoredModel("fake", "q8_0", Path("/nowhere.gguf")), session, TemplateChoice(ChatML(), "asked for")
         )
-        self.troubles: list[HistoryFailed] = []
+        self.troubles: list[LlamachatError] = []
         self.history = History(history_path())
         self.chat.record = session.record = HistoryRecord(self.history, self.chat.facts, self.troubles.append)
 

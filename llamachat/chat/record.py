@@ -15,7 +15,7 @@ from llamachat.chat.history import History, SessionFacts, StoredSession
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.session import Answer
 from llamachat.engine.sampling import SamplingParams
-from llamachat.errors import HistoryFailed
+from llamachat.errors import HistoryFailed, LlamachatError, UnknownSession
 
 _WRITE_EVERY_S = 0.5
 
@@ -25,7 +25,7 @@ Describe = Callable[[SamplingParams], SessionFacts]
 class HistoryRecord:
     """A `Record` in a `History`."""
 
-    def __init__(self, history: History, describe: Describe, on_trouble: Callable[[HistoryFailed], None]) -> None:
+    def __init__(self, history: History, describe: Describe, on_trouble: Callable[[LlamachatError], None]) -> None:
         """`describe` tells what answers are made with at the moment; `on_trouble` is called once."""
         self.history = history
         self.session_id: int | None = None
@@ -129,6 +129,6 @@ class HistoryRecord:
         """After the first failure nothing more is written."""
         try:
             yield
-        except HistoryFailed as error:
+        except (HistoryFailed, UnknownSession) as error:  # the latter: removed by another process
             self._is_working, self._answer = False, None
             self._on_trouble(error)

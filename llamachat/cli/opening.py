@@ -192,7 +192,8 @@ def open_chat(
 
 def _as_before(options: ChatOptions, facts: SessionFacts, model: str | None) -> ChatOptions:
     """What the command line leaves open is as it was; what belongs to a model only if that is the same."""
-    sampling = {**facts.sampling, **{name: value for name, value in options.sampling.items() if value is not None}}
+    asked = {name: value for name, value in options.sampling.items() if value is not None}
+    sampling = {**asdict(facts.sampling_params()), **asked}
     engine = replace(options.engine, n_ctx=options.engine.n_ctx or facts.n_ctx)
     if model is not None:
         return replace(options, sampling=sampling)
