@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from llamachat.cli.terminal.chips import Chips
+from llamachat.paths import input_history_path
 from support.terminal import CTRL_C, ENTER, TAB, Terminal
 
 BACKSPACE, CTRL_A, CTRL_E, CTRL_J, CTRL_R, CTRL_X, ALT_ENTER = "\x7f", "\x01", "\x05", "\n", "\x12", "\x18", "\x1b\r"
@@ -52,9 +53,9 @@ def echo(n: int) -> Answers:
     return [[f"Answer {i}."] for i in range(1, n + 1)]
 
 
-def remembered(home: Path) -> str:
+def remembered() -> str:
     """What was typed and sent, as it is on the disk."""
-    return "".join(path.read_text() for path in home.iterdir() if path.is_file())
+    return input_history_path().read_text(encoding="utf-8")
 
 
 # --- answers ------------------------------------------------------------------------------------------------
@@ -146,17 +147,17 @@ def test_sighup_leaves_in_order(start: StartChat) -> None:
 # --- typing -------------------------------------------------------------------------------------------------
 
 
-def test_keys_that_break_the_line(start: StartChat, home: Path) -> None:
+def test_keys_that_break_the_line(start: StartChat) -> None:
     chat = start(echo(1))
     chat.send("one" + ALT_ENTER + "two" + CTRL_J + "three")
     chat.wait_for("> one\n  two\n  three")
     chat.send(ENTER)
     chat.wait_for("Answer 1.\n\n>")
-    assert "\n+one\n+two\n+three\n" in remembered(home)
+    assert "\n+one\n+two\n+three\n" in remembered()
     chat.wait_until(lambda: re.fullmatch(r"\d+ of 4,096 tokens · [\d.]+ tok/s", chat.toolbar.strip()) is not None)
 
 
-def test_a_long_paste_is_one_chip(start: StartChat, home: Path) -> None:
+def test_a_long_paste_is_one_chip(start: StartChat) -> None:
     chat = start(echo(3), columns=120)
     commands = "\n".join(f"/exit {i}" for i in range(200))
     chat.paste(commands)
@@ -174,9 +175,9 @@ def test_a_long_paste_is_one_chip(start: StartChat, home: Path) -> None:
     chat.wait_for(
         "> Please: Compare [pasted 30 lines, 180 tokens] with [pasted 40 lines, 280 tokens]!?\nAnswer 2.\n\n>"
     )
-    assert "\n+//exit 0\n+/exit 1\n" in remembered(home)
-    assert "\n+Please: Compare first\n+first\n" in remembered(home)
-    assert "third" not in remembered(home)
+    assert "\n+//exit 0\n+/exit 1\n" in remembered()
+    assert "\n+Please: Compare first\n+first\n" in remembered()
+    assert "third" not in remembered()
 
     chat.paste("short\nof two lines")
     chat.wait_for("> short\n  of two lines")
@@ -220,6 +221,48 @@ def test_completion(start: StartChat, tmp_path: Path) -> None:
     chat.send(f"see {tmp_path}/a" + TAB)
     chat.wait_until(lambda: "/a folder" in chat.text.replace("\n", ""))
     assert b"]0;x" not in chat.raw
+
+
+# --- while the model loads ----------------------------------------------------------------------------------
+
+
+def test_a_message_can_be_typed_while_the_model_loads(start: StartChat) -> None:
+    chat = start(echo(2), ready=None, env={"SCRIPTED_LOAD_S": "1.5"})
+    chat.wait_until(lambda: chat.toolbar.startswith("Loading smollm2-135m-instruct"))
+    assert chat.text == ">"
+    chat.paste("one\n" * 30)
+    chat.wait_for("> [pasted 30 lines]")
+    chat.send(" and" + ENTER)
+    chat.wait_until(lambda: chat.toolbar.endswith(" · what you sent waits for it"))
+    chat.wait_for("Answer 1.\n\n>")
+    assert chat.text.startswith("smollm2-135m-instruct:q4_1 · 4,096 tokens")
+    assert "\n> [pasted 30 lines, 120 tokens] and\nAnswer 1.\n\n>" in chat.text
+    chat.enter("next")
+    chat.wait_for("> next\nAnswer 2.\n\n>")
+
+
+def test_a_line_that_is_not_sent_yet_stays_as_it_is(start: StartChat) -> None:
+    chat = start(echo(1), ready=None, env={"SCRIPTED_LOAD_S": "1.2"})
+    chat.wait_until(lambda: chat.toolbar.startswith("Loading"))
+    chat.send("dropped" + CTRL_C + "a question" + ENTER + " more" + CTRL_A)
+    chat.wait_for("> a question more")
+    chat.wait_for("template chatml")
+    chat.wait_for("\n> a question more")
+    chat.send("Really " + ENTER)
+    chat.wait_for("\n> Really a question more\nAnswer 1.")
+    assert "dropped" not in chat.text
+
+
+@pytest.mark.parametrize(("leave", "status"), [(CTRL_C, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_leaving_while_the_model_loads(start: StartChat, leave: str | signal.Signals, status: int) -> None:
+    chat = start(echo(1), ready=None, env={"SCRIPTED_LOAD_S": "60"})
+    chat.wait_until(lambda: chat.toolbar.startswith("Loading"))
+    if isinstance(leave, str):
+        chat.send(leave)
+    else:
+        chat.process.send_signal(leave)
+    assert chat.wait_for_exit(timeout_s=5) == status
+    assert chat.is_as_found()
 
 
 # --- chips --------------------------------------------------------------------------------------------------

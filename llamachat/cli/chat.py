@@ -36,16 +36,15 @@ def chat(arguments: ChatArguments) -> None:
     options = chat_options(arguments)
     if arguments.plain:
         os.environ["TERM"] = "dumb"  # understood by all that draws here: no colour, nothing that moves
+    save = not (arguments.no_save or arguments.infill)  # there is no conversation in filling a gap
+    if question is None:
+        from llamachat.cli.terminal.screen import open_screen
 
+        open_screen(arguments.model, options, resume=arguments.resume, save=save, show_stats=arguments.stats)
+        return
+
+    from llamachat.cli.one_answer import answer_once
     from llamachat.cli.opening import open_chat
 
-    save = not (arguments.no_save or arguments.infill)  # there is no conversation in filling a gap
     with open_chat(arguments.model, options, resume=arguments.resume, save=save) as opened:
-        if question is None:
-            from llamachat.cli.terminal.screen import run_screen
-
-            run_screen(opened, show_stats=arguments.stats, remember=save)
-        else:
-            from llamachat.cli.one_answer import answer_once
-
-            answer_once(opened, question, stats=arguments.stats, as_json=arguments.as_json)
+        answer_once(opened, question, stats=arguments.stats, as_json=arguments.as_json)

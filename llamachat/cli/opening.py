@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from llamachat.chat.history import History, SessionFacts, StoredSession
 from llamachat.chat.message import Message
@@ -135,6 +138,28 @@ class OpenChat:
         )
 
 
+class Meanwhile(Protocol):
+    """What to do while a model loads."""
+
+    def __call__(self, what: str, is_done: Callable[[], bool]) -> None:
+        """Return once `is_done`, or raise to give up; `what` is being loaded."""
+
+
+def _load_beside(stored: StoredModel, options: EngineOptions, meanwhile: Meanwhile) -> Engine:
+    """Load a model in a thread; if `meanwhile` raises, the loading ends first."""
+    cancel = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(open_engine, stored.path, options, cancel)
+        try:
+            meanwhile(stored.label, loading.done)
+        except BaseException:
+            cancel.set()
+            with suppress(LlamachatError):
+                loading.result().close()
+            raise
+        return loading.result()
+
+
 def load_engine(stored: StoredModel, options: EngineOptions) -> Engine:
     """Load a model, showing that it takes a while. Ctrl-C ends it: llama.cpp must not be interrupted half-way."""
     with out.status(f"Loading {stored.label}"), cancel_on_interrupt() as cancel:
@@ -173,13 +198,22 @@ def describe_resumed(stored: StoredSession) -> str:
 
 @contextmanager
 def open_chat(
-    model: str | None, options: ChatOptions, *, resume: str | None = None, save: bool = True
+    model: str | None,
+    options: ChatOptions,
+    *,
+    resume: str | None = None,
+    save: bool = True,
+    meanwhile: Meanwhile | None = None,
 ) -> Iterator[OpenChat]:
-    """Load a model and begin a conversation with it, or go on with a stored one where and as it stopped."""
+    """Load a model and begin a conversation with it, or go on with a stored one where and as it stopped.
+
+    The model is loaded in a thread if there is something to do `meanwhile`.
+    """
     with open_history(needed=resume is not None, wanted=save) as history:
         stored = history.load(history.find(resume)) if history and resume is not None else None
         options = _as_before(options, stored.facts, model) if stored else options
-        with _open_session(resolve(model or (stored.facts.model if stored else None)), options) as opened:
+        found = resolve(model or (stored.facts.model if stored else None))
+        with _open_session(found, options, meanwhile) as opened:
             if history and save:
                 record = HistoryRecord(history, opened.facts, lambda error: out.warning(f"{error} {error.next_step}"))
                 opened.record = opened.session.record = record
@@ -203,8 +237,8 @@ def _as_before(options: ChatOptions, facts: SessionFacts, model: str | None) -> 
 
 
 @contextmanager
-def _open_session(stored: StoredModel, options: ChatOptions) -> Iterator[OpenChat]:
-    engine, adapters = _open_engine(stored, options.engine)
+def _open_session(stored: StoredModel, options: ChatOptions, meanwhile: Meanwhile | None) -> Iterator[OpenChat]:
+    engine, adapters = _open_engine(stored, options.engine, meanwhile)
     try:
         choice = _choose_template(stored, engine, options)
         default_system = stored.system or choice.template.system
@@ -251,13 +285,16 @@ def open_history(*, needed: bool, wanted: bool) -> Iterator[History | None]:
         yield history
 
 
-def _open_engine(stored: StoredModel, options: EngineOptions) -> tuple[Engine, Sequence[LoraAdapter]]:
+def _open_engine(
+    stored: StoredModel, options: EngineOptions, meanwhile: Meanwhile | None = None
+) -> tuple[Engine, Sequence[LoraAdapter]]:
     """Load a model with its adapters; also return those by the paths they were found at."""
     found = [replace(a, path=find_adapter(a.path.as_posix(), stored)) for a in options.adapters]
     for adapter in found:
         for note in check_adapter(adapter.path, stored.path):
             out.warning(note)
-    engine = load_engine(stored, replace(options, adapters=found))
+    wanted = replace(options, adapters=found)
+    engine = _load_beside(stored, wanted, meanwhile) if meanwhile else load_engine(stored, wanted)
     if engine.info.n_ctx > engine.info.n_ctx_train > 0:
         out.warning(
             f"The window of {engine.info.n_ctx:,} tokens is longer than the {engine.info.n_ctx_train:,} "

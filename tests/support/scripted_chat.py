@@ -9,7 +9,9 @@ program is the real one from the command line to the screen; only `open_engine` 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 from llamachat.__main__ import main
 from llamachat.cli import opening
+from llamachat.errors import EngineFailed
 from support.fake_engine import FakeEngine, Step
 
 
@@ -24,7 +27,10 @@ def _step(step: str | float) -> Step:
     return step.encode() if isinstance(step, str) else partial(time.sleep, step)
 
 
-def _open_engine(script: Path, *_: Any) -> FakeEngine:
+def _open_engine(script: Path, _path: Path, _options: Any, cancel: threading.Event | None = None) -> FakeEngine:
+    """`SCRIPTED_LOAD_S` is how long the model takes to load."""
+    if cancel and cancel.wait(float(os.environ.get("SCRIPTED_LOAD_S", "0"))):
+        raise EngineFailed("cancelled")
     answers = json.loads(script.read_text(encoding="utf-8"))
     return FakeEngine(*([_step(step) for step in answer] for answer in answers))
 

@@ -24,7 +24,8 @@ class Chips:
     """The pastes that were folded, by the character that stands for each."""
 
     def __init__(self, count_tokens: Callable[[str], int] | None = None) -> None:
-        self._count_tokens = count_tokens
+        self.count_tokens = count_tokens
+        """None as long as there is no model to ask."""
         self._texts: dict[str, str] = {}
         self._labels: dict[str, str] = {}
 
@@ -49,10 +50,11 @@ class Chips:
         text = self._texts.get(character)
         if text is None:
             return None
+        n_lines = text.rstrip("\n").count("\n") + 1
+        if self.count_tokens is None:
+            return f"[pasted {n_lines:,} lines]"
         if character not in self._labels:
-            n_lines = text.rstrip("\n").count("\n") + 1
-            tokens = f", {self._count_tokens(text):,} tokens" if self._count_tokens else ""
-            self._labels[character] = f"[pasted {n_lines:,} lines{tokens}]"
+            self._labels[character] = f"[pasted {n_lines:,} lines, {self.count_tokens(text):,} tokens]"
         return self._labels[character]
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llamachat.cli.output import out
+from llamachat.cli.terminal.ahead import TypedAhead, type_ahead
 from llamachat.cli.terminal.chips import Chips, show_chips
 from llamachat.cli.terminal.commands import escape
 from llamachat.cli.terminal.escapes import visible
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from llamachat.cli.terminal.completion import Words
 
 _PROMPT = "> "
+_POLL_S = 0.02
 
 
 class Reader(Protocol):
@@ -37,6 +40,18 @@ class Reader(Protocol):
     def read(self, begun: str = "") -> str:
         """The next message or command, which may have several lines; `begun` stands there already."""
 
+    def read_ahead(self, what: str, is_done: Callable[[], bool]) -> None:
+        """Until `is_done`, let the first line be typed for the next `read`; `what` is being loaded."""
+
+    def attach(
+        self,
+        *,
+        toolbar: Callable[[], str],
+        count_tokens: Callable[[str], int],
+        words: Mapping[str, Words] | None = None,
+    ) -> None:
+        """What a loaded model can tell: text below the line, the length of a paste, what Tab completes by command."""
+
     def hold_keys(self) -> AbstractContextManager[None]:
         """Outside `read`, keys are neither shown nor lost: the next `read` gets them, Ctrl-C and Ctrl-D included."""
 
@@ -44,21 +59,10 @@ class Reader(Protocol):
         """Within `hold_keys`, while the model answers: Ctrl-C is a signal."""
 
 
-def open_reader(
-    *,
-    remember: bool,
-    toolbar: Callable[[], str] | None = None,
-    count_tokens: Callable[[str], int] | None = None,
-    words: Mapping[str, Words] | None = None,
-) -> Reader:
-    """The line editor, or something simpler for a dumb terminal or a redirected standard output.
-
-    `toolbar` tells what stands below the line, `count_tokens` the length of a paste, `words` completes by command.
-    """
+def open_reader(*, remember: bool) -> Reader:
+    """The line editor, or something simpler for a dumb terminal or a redirected standard output."""
     is_dumb = os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
-    if is_dumb or not sys.stdout.isatty():
-        return PlainReader()
-    return LineEditor(remember=remember, toolbar=toolbar, chips=Chips(count_tokens), words=words)
+    return PlainReader() if is_dumb or not sys.stdout.isatty() else LineEditor(remember=remember)
 
 
 class PlainReader:
@@ -78,6 +82,14 @@ class PlainReader:
             sys.stderr.write("\n")
             raise
 
+    def read_ahead(self, what: str, is_done: Callable[[], bool]) -> None:  # noqa: ARG002
+        """See `Reader`; here the terminal itself keeps what is typed."""
+        while not is_done():
+            time.sleep(_POLL_S)
+
+    def attach(self, **_: object) -> None:
+        """See `Reader`; here is nothing to show it on."""
+
     def hold_keys(self) -> AbstractContextManager[None]:
         """See `Reader`; here the terminal shows keys when they come."""
         return nullcontext()
@@ -90,38 +102,55 @@ class PlainReader:
 class LineEditor:
     """prompt-toolkit: editing, history on disk, completion; the lines of a paste stay together, many of them folded."""
 
-    def __init__(
-        self, *, remember: bool, toolbar: Callable[[], str] | None, chips: Chips, words: Mapping[str, Words] | None
-    ) -> None:
+    def __init__(self, *, remember: bool) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.shortcuts import CompleteStyle
 
         from llamachat.cli.terminal.completion import ChatCompleter
 
-        self._chips = chips
+        chips = self._chips = Chips()
+        self._ahead: TypedAhead | None = None
         self._session: PromptSession[str] = PromptSession(
             [("bold", _PROMPT)],
             prompt_continuation=lambda width, _line, is_wrapped: "" if is_wrapped else " " * width,
             history=_expanded(_open_history(remember=remember), chips),
-            completer=ChatCompleter(words),
+            completer=ChatCompleter(),
             complete_style=CompleteStyle.READLINE_LIKE,  # a menu would reserve eight empty lines below the prompt
             complete_while_typing=False,
             enable_history_search=True,
             enable_suspend=True,
             key_bindings=_key_bindings(chips),
             input_processors=[show_chips(chips)],
-            bottom_toolbar=(lambda: visible(toolbar())) if toolbar else None,
             tempfile_suffix=".md",
         )
 
     def read(self, begun: str = "") -> str:
         """See `Reader`."""
+        ahead, self._ahead = self._ahead or TypedAhead(begun, len(begun)), None
         try:
-            return self._chips.expand(self._session.prompt(default=begun))
+            return self._chips.expand(ahead.prompt(self._session))
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
                 return ""
             raise
+
+    def read_ahead(self, what: str, is_done: Callable[[], bool]) -> None:
+        """See `Reader`."""
+        self._ahead = type_ahead(self._session, what, is_done)
+
+    def attach(
+        self,
+        *,
+        toolbar: Callable[[], str],
+        count_tokens: Callable[[str], int],
+        words: Mapping[str, Words] | None = None,
+    ) -> None:
+        """See `Reader`."""
+        from llamachat.cli.terminal.completion import ChatCompleter
+
+        self._chips.count_tokens = count_tokens
+        self._session.bottom_toolbar = lambda: visible(toolbar())
+        self._session.completer = ChatCompleter(words)
 
     def hold_keys(self) -> AbstractContextManager[None]:
         """See `Reader`."""

@@ -9,7 +9,7 @@ from shutil import get_terminal_size
 from textwrap import fill
 
 from llamachat.chat.session import Answer, LeftOut, Notice, SessionEvent, TextPiece
-from llamachat.cli.opening import OpenChat, describe_left_out
+from llamachat.cli.opening import ChatOptions, OpenChat, describe_left_out, open_chat
 from llamachat.cli.output import out
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
 from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
@@ -21,29 +21,39 @@ from llamachat.engine.base import Prefill
 from llamachat.errors import LlamachatError, PromptTooLong
 
 
-def run_screen(chat: OpenChat, *, show_stats: bool, remember: bool) -> None:
+def open_screen(model: str | None, options: ChatOptions, *, resume: str | None, save: bool, show_stats: bool) -> None:
+    """Load a model, while the first message may be typed already, and talk with it."""
+    reader = open_reader(remember=save)
+    with (
+        leave_on_termination(),
+        reader.hold_keys(),
+        open_chat(model, options, resume=resume, save=save, meanwhile=reader.read_ahead) as chat,
+    ):
+        run_screen(chat, reader, show_stats=show_stats)
+
+
+def run_screen(chat: OpenChat, reader: Reader, *, show_stats: bool) -> None:
     """Talk until the user leaves (/exit, Ctrl-D, or Ctrl-C twice at an empty prompt)."""
     toolbar = Toolbar(chat)
-    reader = open_reader(remember=remember, toolbar=toolbar, count_tokens=toolbar.count_tokens)
-    with leave_on_termination(), reader.hold_keys():
-        out.note(fill(chat.describe(), get_terminal_size().columns, break_on_hyphens=False))
-        out.note("/help shows the commands, Ctrl-D leaves.")
+    reader.attach(toolbar=toolbar, count_tokens=toolbar.count_tokens)
+    out.note(fill(chat.describe(), get_terminal_size().columns, break_on_hyphens=False))
+    out.note("/help shows the commands, Ctrl-D leaves.")
+    interrupted = False
+    while (line := _next_line(reader, interrupted=interrupted)) is not None:
+        answer = None
         interrupted = False
-        while (line := _next_line(reader, interrupted=interrupted)) is not None:
-            answer = None
-            interrupted = False
-            if is_command(line):
-                reply = _obey(line, chat)
-                if reply.leave:
-                    return
-                answer = reply.answer
-                if reply.edit is not None:
-                    answer = _edited(chat, reader, reply.edit)
-            elif line.strip():
-                answer = _message(chat, unescape(line).strip("\n"))
-            if answer:
-                with reader.allow_interrupt():
-                    interrupted = _answer(chat, answer, toolbar, show_stats=show_stats)
+        if is_command(line):
+            reply = _obey(line, chat)
+            if reply.leave:
+                return
+            answer = reply.answer
+            if reply.edit is not None:
+                answer = _edited(chat, reader, reply.edit)
+        elif line.strip():
+            answer = _message(chat, unescape(line).strip("\n"))
+        if answer:
+            with reader.allow_interrupt():
+                interrupted = _answer(chat, answer, toolbar, show_stats=show_stats)
 
 
 def _obey(line: str, chat: OpenChat) -> Reply:
