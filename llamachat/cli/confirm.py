@@ -7,6 +7,7 @@ import sys
 import typer
 
 from llamachat.cli.output import out
+from llamachat.cli.terminal.escapes import visible
 from llamachat.errors import NobodyToAsk
 
 
@@ -16,6 +17,6 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise NobodyToAsk(question)
-    if not typer.confirm(question, err=True):
+    if not typer.confirm(visible(question), err=True):
         out.note("Nothing was removed.")
         raise typer.Exit(1)

@@ -113,8 +113,10 @@ class Output:
         if not self.talk.is_terminal:
             yield lambda _: None
             return
-        with self.talk.status(visible(text)) as status:
-            yield lambda changed: status.update(visible(changed))
+        from rich.text import Text
+
+        with self.talk.status(Text(visible(text))) as status:
+            yield lambda changed: status.update(Text(visible(changed)))
 
     def _say(self, text: str, style: str) -> None:
         from rich.text import Text

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from llamachat.cli.format import duration, share, size
 from llamachat.cli.output import out
+from llamachat.cli.terminal.escapes import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -29,7 +30,8 @@ def pull_progress() -> Iterator[Progress]:
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"))
+    title, speed = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[speed]}")
+    columns = (title, BarColumn(), TaskProgressColumn(), speed)
     with Progress(*columns, TimeRemainingColumn(), console=out.talk) as bars:
         yield _Bars(bars)
 
@@ -46,7 +48,7 @@ class _Bars:
         self._show(stage, _TITLES[stage], done, total, is_bytes=stage != "quantize")
 
     def file(self, name: str, done: int, total: int) -> None:
-        self._show(f"file {name}", f"  {name}", done, total, is_bytes=True)
+        self._show(f"file {name}", f"  {visible(name)}", done, total, is_bytes=True)
 
     def paused(self, name: str) -> None:
         with self._lock:
@@ -56,10 +58,10 @@ class _Bars:
 
     def arrived(self, name: str, size_bytes: int) -> None:
         self.paused(name)
-        self._bars.console.print(f"  {name}: {size(size_bytes)}", markup=False, highlight=False)
+        self._bars.console.print(f"  {visible(name)}: {size(size_bytes)}", markup=False, highlight=False)
 
     def notice(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, highlight=False)
+        self._bars.console.print(visible(text), markup=False, highlight=False)
 
     def _show(self, key: str, title: str, done: int, total: int, *, is_bytes: bool) -> None:
         with self._lock:
