@@ -30,10 +30,10 @@ WILD = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 def tiny(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaEngine]:
     """Random weights over 600 tokens, all single bytes among them."""
     directory = tmp_path_factory.mktemp("tiny")
-    shape = LlamaShape(n_vocab=600, n_embd=32, n_ff=32, n_layer=1, n_head=1, n_head_kv=1)
+    shape = LlamaShape(n_vocab=600, n_embd=32, n_ff=32, n_layer=1, n_head=1, n_head_kv=1, n_ctx=1024)
     write_random_checkpoint(directory, shape, tokenizer=small_tokenizer)
     path = convert(directory, directory / "tiny.gguf", find_file_type("q8_0"), n_threads=1).path
-    engine = LlamaEngine(path, EngineOptions(n_ctx=1024, n_threads=1))
+    engine = LlamaEngine(path, EngineOptions(n_ctx=512, n_threads=1))
     yield engine
     engine.close()
 
