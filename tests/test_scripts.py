@@ -111,23 +111,26 @@ def test_what_never_ends_is_refused() -> None:
 
 def test_only_the_document_is_on_stdout_and_an_interrupted_one_is_whole(demo_model: Path) -> None:
     assert demo_model.exists()
-    process = subprocess.Popen(
-        [*shlex.split(CHAT), "-p", LONG, "--json", "--stats"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    document, talk = process.communicate(timeout=60)
-    assert process.returncode == 130, talk
-    answer = json.loads(document)
-    assert answer["finish_reason"] == "interrupted"
+    for wait_s in (2, 6, 20):  # until the interruption comes after the first token, however slow the machine
+        process = subprocess.Popen(
+            [*shlex.split(CHAT), "-p", LONG, "--json", "--stats"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGINT)
+        document, talk = process.communicate(timeout=60)
+        assert process.returncode == 130, talk
+        assert "Interrupted." in talk
+        assert "Traceback" not in talk
+        answer = json.loads(document) if document else {"content": ""}
+        if answer["content"]:
+            break
     assert answer["content"]
+    assert answer["finish_reason"] == "interrupted"
     assert answer["completion_tokens"] > 0
-    assert "Interrupted." in talk
-    assert "Traceback" not in talk
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 
 from llamachat.chat.session import Answer, LeftOut, Notice, Session, TextPiece
@@ -47,9 +46,7 @@ def _stream(session: Session, question: str, cancel: threading.Event, *, silent:
                 case TextPiece(text) if not silent:
                     view.feed(text)
                 case Answer():
-                    if not silent and not sys.stdout.isatty():
-                        out.text("")
-                    return event
+                    return event  # the view ends the line
     raise AssertionError("a session ends every turn with an Answer")
 
 
