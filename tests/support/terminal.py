@@ -103,7 +103,10 @@ class Terminal:
 
     def resize(self, columns: int, lines: int) -> None:
         """Make the window another size; the program gets SIGWINCH."""
+        n_gone = max(self._screen.lines - lines, 0)  # at the top; pyte leaves the cursor where it was
+        row = max(self._screen.cursor.y - n_gone, 0)
         self._screen.resize(lines, columns)
+        self._screen.cursor.y = row
         self._text = None
         self._size(columns, lines)
 
