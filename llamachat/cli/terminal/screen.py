@@ -39,7 +39,7 @@ def run_screen(chat: OpenChat, reader: Reader, *, show_stats: bool) -> None:
     out.note(fill(chat.describe(), get_terminal_size().columns, break_on_hyphens=False))
     out.note("/help shows the commands, Ctrl-D leaves.")
     interrupted = False
-    while (line := _next_line(reader, interrupted=interrupted)) is not None:
+    while (line := _next_line(reader, toolbar, interrupted=interrupted)) is not None:
         answer = None
         interrupted = False
         if is_command(line):
@@ -53,7 +53,7 @@ def run_screen(chat: OpenChat, reader: Reader, *, show_stats: bool) -> None:
             answer = _message(chat, unescape(line).strip("\n"))
         if answer:
             with reader.allow_interrupt():
-                interrupted = _answer(chat, answer, toolbar, show_stats=show_stats)
+                interrupted = _answer(chat, answer, show_stats=show_stats)
 
 
 def _obey(line: str, chat: OpenChat) -> Reply:
@@ -91,11 +91,12 @@ def _edited(chat: OpenChat, reader: Reader, text: str) -> Stream | None:
     return (lambda cancel: chat.session.edit(message, cancel)) if message.strip() else None
 
 
-def _next_line(reader: Reader, *, interrupted: bool) -> str | None:
+def _next_line(reader: Reader, toolbar: Toolbar, *, interrupted: bool) -> str | None:
     """What was typed, or None to leave: at Ctrl-D, or at the second Ctrl-C in a row.
 
     `interrupted` tells that the last answer was, so that a Ctrl-C at once still means that answer.
     """
+    toolbar.refresh()
     started = time.monotonic()
     asked = False
     while True:
@@ -112,7 +113,7 @@ def _next_line(reader: Reader, *, interrupted: bool) -> str | None:
             out.note("(Ctrl-C again, or Ctrl-D, leaves)")
 
 
-def _answer(chat: OpenChat, answer: Stream, toolbar: Toolbar, *, show_stats: bool) -> bool:
+def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
     """Stream one answer and an empty line; return whether it was interrupted. An error costs this turn only."""
     shown = interrupted = False
     try:
@@ -132,7 +133,6 @@ def _answer(chat: OpenChat, answer: Stream, toolbar: Toolbar, *, show_stats: boo
                     case Answer():
                         notice.close()
                         view.close()
-                        toolbar.note(event)
                         interrupted = event.finish_reason == "interrupted"
                         _finish(chat, event, shown=shown, show_stats=show_stats)
     except PromptTooLong as error:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from llamachat.chat.session import Answer
 from llamachat.cli.opening import OpenChat
 
 
 class Toolbar:
-    """Tokens in use of the window, the speed of the last answer, and what the session is called."""
+    """Tokens in use of the window, the speed of the last answer, and what the conversation is called."""
 
     def __init__(self, chat: OpenChat) -> None:
         self._chat = chat
-        self._last: Answer | None = None
-        self.title = ""
+        self._text = ""
 
-    def note(self, answer: Answer) -> None:
-        """Remember how the last answer came about."""
-        self._last = answer
+    def refresh(self) -> None:
+        """Look at the chat again; not at every key, since counting tokens takes a moment."""
+        chat = self._chat
+        seen = chat.session.seen()
+        last = chat.last_answer
+        parts = (
+            f"{len(seen.ids) if seen else 0:,} of {chat.session.engine.info.n_ctx:,} tokens",
+            f"{last.stats.generation_tps:.1f} tok/s" if last else "",
+            chat.title(),
+        )
+        self._text = " · ".join(part for part in parts if part)
 
     def count_tokens(self, text: str) -> int:
         """How much of the window a text takes."""
@@ -24,11 +30,4 @@ class Toolbar:
 
     def __call__(self) -> str:
         """One line."""
-        info = self._chat.session.engine.info
-        n_used, speed = 0, ""
-        if self._last and self._chat.session.conversation.messages:
-            stats = self._last.stats
-            n_used = stats.n_prompt + stats.n_generated
-            speed = f"{stats.generation_tps:.1f} tok/s"
-        parts = (f"{n_used:,} of {info.n_ctx:,} tokens", speed, self.title)
-        return " · ".join(part for part in parts if part)
+        return self._text
