@@ -23,13 +23,11 @@ from gguf import GGUFWriter
 from gguf.gguf_writer import WriterState
 
 from quantize.claim import create_partial, partial_path, remove_leftovers
+from quantize.digest import OrderedDigest
 from quantize.errors import CheckpointError, OutputError
 from quantize.ggml import Buffer, read_tensor_table, row_size
 from quantize.journal import Journal
 from quantize.recipe import QType
-
-_HASH_AT_ONCE = 128 << 20
-"""Bytes; about a tenth of a second."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,6 @@ class GGUFFile:
         self.finished: set[str] = set()
         self._partial = path.with_name(f".{path.name}.partial") if journal_path else partial_path(path)
         self._fd, self._is_published = -1, False
-        self._digest, self._n_hashed, self._hash_buffer = hashlib.sha256(), 0, bytearray(1 << 20)
         encoded, layout = _encode(header, tensors)
         self.places, self.size_bytes = layout.places, layout.size_bytes
         try:
@@ -92,6 +89,8 @@ class GGUFFile:
                 raise _output_error(path, error) from error
             raise
         self._secured = set(self.finished)
+        self._digest = OrderedDigest(self._read)
+        self._note_what_is_there()
 
     @property
     def is_resumable(self) -> bool:
@@ -130,25 +129,39 @@ class GGUFFile:
             file.write(encoded)
         _reserve(self._fd, self.size_bytes)
 
+    def _note_what_is_there(self) -> None:
+        """Header, padding and the tensors of an earlier run."""
+        end = 0
+        for name, place in self.places.items():
+            self._digest.note(end, place.offset - end)
+            end = place.offset + place.size_bytes
+            if name in self.finished:
+                self._digest.note(place.offset, place.size_bytes)
+        self._digest.note(end, self.size_bytes - end)
+
     def write(self, name: str, first_row: int, data: Buffer) -> None:
         """Put whole rows of a tensor in their place. Safe from several threads."""
         place = self.places[name]
-        view = data.data
         position = place.offset + first_row * place.n_row_bytes
         try:
+            view, end = data.data, position + data.size
             while view:
-                n_written = os.pwrite(self._fd, view, position)
-                view, position = view[n_written:], position + n_written
+                view = view[os.pwrite(self._fd, view, end - len(view)) :]
+            self._digest.add(position, data)
         except OSError as error:
             raise _output_error(self.path, error) from error
+
+    def _read(self, position: int, n_bytes: int) -> memoryview:
+        content = os.pread(self._fd, min(n_bytes, 1 << 20), position)
+        if not content:
+            raise OSError(errno.EIO, "it has become shorter")
+        return memoryview(content)
 
     def finish(self, names: Iterable[str]) -> None:
         """Take note that these tensors are wholly written, and hash some of what is. For one thread only."""
         self.finished.update(names)
-        first = next((place for name, place in self.places.items() if name not in self.finished), None)
-        end = first.offset if first else self.size_bytes
         try:
-            self._hash_up_to(min(end, self._n_hashed + _HASH_AT_ONCE))
+            self._digest.go_on()
         except OSError as error:
             raise _output_error(self.path, error) from error
 
@@ -164,15 +177,6 @@ class GGUFFile:
             raise _output_error(self.path, error) from error
         self._secured.update(names)
 
-    def _hash_up_to(self, end: int) -> None:
-        while self._n_hashed < end:
-            n_read = os.preadv(self._fd, [self._hash_buffer], self._n_hashed)
-            if n_read == 0:
-                raise OSError(errno.EIO, "it has become shorter")
-            n_read = min(n_read, end - self._n_hashed)
-            self._digest.update(memoryview(self._hash_buffer)[:n_read])
-            self._n_hashed += n_read
-
     def publish(self) -> str:
         """Check the file with ggml's own reader, sync it, and give it its final name; return its SHA-256 in hex."""
         table = read_tensor_table(self._partial)
@@ -181,21 +185,22 @@ class GGUFFile:
             self._discard()
             raise OutputError(self.path, "ggml does not read back what was written", "Report this; nothing was kept.")
         try:
-            self._sync_and_hash()
+            sha256 = self._sync_and_hash()
             self.secure()
             self._partial.replace(self.path)
             self._is_published = True
             sync_directory(self.path.parent)
         except OSError as error:
             raise _output_error(self.path, error) from error
-        return self._digest.hexdigest()
+        return sha256
 
-    def _sync_and_hash(self) -> None:
+    def _sync_and_hash(self) -> str:
         """Hash what is left of the file while it goes to the disk: neither waits for the other."""
         with ThreadPoolExecutor(1) as pool:
             syncing = pool.submit(os.fsync, self._fd)
-            self._hash_up_to(self.size_bytes)
+            sha256 = self._digest.finish(self.size_bytes)
             syncing.result()
+        return sha256
 
     def __enter__(self) -> GGUFFile:
         """Nothing to do: the file is open since it was made."""
