@@ -13,7 +13,7 @@ import io
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from gguf.gguf_writer import WriterState
 
 from quantize.claim import create_partial, partial_path, remove_leftovers
 from quantize.digest import OrderedDigest
+from quantize.direct import DirectFile
 from quantize.errors import CheckpointError, OutputError
 from quantize.ggml import Buffer, read_tensor_table, row_size
 from quantize.journal import Journal
@@ -70,7 +71,7 @@ class GGUFFile:
         self.path = path
         self.finished: set[str] = set()
         self._partial = path.with_name(f".{path.name}.partial") if journal_path else partial_path(path)
-        self._fd, self._is_published = -1, False
+        self._fd, self._is_published, self._to_close = -1, False, ExitStack()
         encoded, layout = _encode(header, tensors)
         self.places, self.size_bytes = layout.places, layout.size_bytes
         try:
@@ -83,13 +84,15 @@ class GGUFFile:
         try:
             if not self._take_over(encoded):
                 self._create(encoded)
+            self._content = DirectFile(self._fd, self._partial, self.size_bytes)
+            self._to_close.callback(self._content.close)
         except BaseException as error:
             self._discard()
             if isinstance(error, OSError):
                 raise _output_error(path, error) from error
             raise
         self._secured = set(self.finished)
-        self._digest = OrderedDigest(self._read)
+        self._digest = OrderedDigest(self._content.read)
         self._note_what_is_there()
 
     @property
@@ -144,18 +147,10 @@ class GGUFFile:
         place = self.places[name]
         position = place.offset + first_row * place.n_row_bytes
         try:
-            view, end = data.data, position + data.size
-            while view:
-                view = view[os.pwrite(self._fd, view, end - len(view)) :]
+            self._content.write(data, position)
             self._digest.add(position, data)
         except OSError as error:
             raise _output_error(self.path, error) from error
-
-    def _read(self, position: int, n_bytes: int) -> memoryview:
-        content = os.pread(self._fd, min(n_bytes, 1 << 20), position)
-        if not content:
-            raise OSError(errno.EIO, "it has become shorter")
-        return memoryview(content)
 
     def finish(self, names: Iterable[str]) -> None:
         """Take note that these tensors are wholly written, and hash some of what is. For one thread only."""
@@ -216,6 +211,7 @@ class GGUFFile:
             self._discard()
 
     def _close(self) -> None:
+        self._to_close.close()
         self._close_file()
         if self._journal:
             self._journal.close()
