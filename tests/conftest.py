@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from llamachat.models.embedded import find_embedded
 from support.checkpoints import checkpoint_from_gguf, train_sentencepiece
 
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# A shell that puts the test run into the background lets all its children ignore Ctrl-C, which is tested here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SHARED = Path(__file__).parents[2] / "shared"
 _DEAD_ENDPOINT = "http://127.0.0.1:9"

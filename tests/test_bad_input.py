@@ -233,7 +233,7 @@ def test_not_a_gguf_file(refused: Refusal, tmp_path: Path, run: RunCommand) -> N
 
 
 def test_prompt_longer_than_the_context(refused: Refusal) -> None:
-    refused("chat", "--ctx", "256", "-p", "word " * 400, says="tokens, but the context window holds", next_step="--ctx")
+    refused("chat", "--ctx", "256", "-p", "word " * 400, says="tokens. The context window holds", next_step="--ctx")
 
 
 def test_nothing_was_pulled(refused: Refusal) -> None:
