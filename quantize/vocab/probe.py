@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import UnsupportedTokenizer, shown
+from quantize.vocab.alphabet import BYTES, LETTERS
 from quantize.vocab.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, read_regexes
 
 _SAMPLES = """\
@@ -84,7 +85,7 @@ def _split(text: str, definitions: Sequence[Any]) -> list[list[bytes]]:
             [sys.executable, _WORKER], input=request.encode(), capture_output=True, check=True, timeout=_MAX_SECONDS
         )
         answer = json.loads(done.stdout)
-        pieces = [[bytes(_BYTE_OF[c] for c in piece) for piece in pieces] for pieces in answer]
+        pieces = [[bytes(BYTES[c] for c in piece) for piece in pieces] for pieces in answer]
     except KeyError:
         raise UnsupportedTokenizer("it is not byte-level BPE", _OVERRIDE) from None
     except (subprocess.SubprocessError, OSError, ValueError, RecursionError):
@@ -95,16 +96,6 @@ def _split(text: str, definitions: Sequence[Any]) -> list[list[bytes]]:
     return pieces
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The byte behind each of GPT-2's printable stand-ins. Source: `bytes_to_unicode` in openai/gpt-2's encoder.py."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
-
-
 def _borders(pieces: list[bytes]) -> set[int]:
     """Where pieces end, in bytes from the start."""
     return set(accumulate(map(len, pieces)))
@@ -113,8 +104,7 @@ def _borders(pieces: list[bytes]) -> set[int]:
 def _uncrossed(text: str, tokens: Iterable[str]) -> set[int]:
     """Positions in `text`, in bytes, that no token can reach across, because none has these two bytes side by side."""
     joined = {pair for token in tokens for pair in pairwise(token)}
-    stand_in = {byte: c for c, byte in _BYTE_OF.items()}
-    spelled = [stand_in[byte] for byte in text.encode()]
+    spelled = [LETTERS[byte] for byte in text.encode()]
     return {i for i, pair in enumerate(pairwise(spelled), start=1) if pair not in joined}
 
 

@@ -18,6 +18,7 @@ from gguf import TokenType
 
 from quantize.checkpoint import read_bytes, read_config
 from quantize.errors import CheckpointError
+from quantize.vocab.alphabet import LETTERS
 from quantize.vocab.vocabulary import Token, Vocabulary, padding, read_special
 
 _LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,7})")
@@ -104,15 +105,5 @@ def _merges(path: Path, ranks: dict[bytes, int]) -> list[str]:
     return merges
 
 
-def _alphabet() -> list[str]:
-    """GPT-2's letter for each byte: its character in Latin-1 where that can be seen, else the next from U+0100 on."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
-
-
-_LETTERS = _alphabet()
-
-
 def _in_letters(token: bytes) -> str:
-    return "".join(_LETTERS[byte] for byte in token)
+    return "".join(LETTERS[byte] for byte in token)
