@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llamachat.chat.history import History
+from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Answer, Session
 from llamachat.chat.templates import ChatML, TemplateChoice
@@ -180,6 +181,19 @@ def test_set(talk: Talk) -> None:
     for bad in ("/set temperature hot", "/set top_p 2", "/set nothing 1", "/set seed -1", "/retry temperature"):
         with pytest.raises(LlamachatError):
             talk.do(bad)
+
+
+def test_examples_are_kept_as_finished_turns_and_are_not_the_title(talk: Talk) -> None:
+    turns = (Message("user", "2+2?"), Message("assistant", "4"))
+    session = talk.chat.session = Session(talk.engine, ChatML(), SamplingParams(), examples=turns)
+    session.record = talk.chat.record or session.record
+    talk.say("3+3?", b"6")
+    stored = talk.history.load(1)
+    assert stored.title == "3+3?"
+    assert talk.stored() == ["2+2?", "4", "3+3?", "6"]
+    assert [answer.finish_reason for answer in stored.tree.messages if answer.message.role == "assistant"] == [
+        "stop"
+    ] * 2
 
 
 @pytest.mark.parametrize(

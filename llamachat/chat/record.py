@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from llamachat.chat.history import History, SessionFacts, StoredSession
+from llamachat.chat.history.titles import make_title
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.session import Answer
 from llamachat.engine.sampling import SamplingParams
@@ -50,8 +51,11 @@ class HistoryRecord:
         if not self._is_working:
             return asked
         with self._trouble():
+            is_new = self.session_id is None
             session = self._begin_session(sampling)
             messages = self._keep(session, asked)
+            if is_new and len(messages) > 1:  # it begins with examples, which are not what it is about
+                self.history.set_title(session, make_title(messages[-1].content))
             if asked.awaits_answer:
                 answer = Message("assistant", "")
                 self._answer = self.history.add_message(session, messages[-1].key, answer, seed=sampling.seed)
@@ -78,10 +82,16 @@ class HistoryRecord:
             parent = self._roots[asked.system]
         messages = []
         for message in asked.messages:
-            key = message.key or self.history.add_message(session, parent, message)
+            key = message.key or self._add(session, parent, message)
             messages.append(replace(message, key=key))
             parent = key
         return messages
+
+    def _add(self, session: int, parent: int | None, message: Message) -> int:
+        key = self.history.add_message(session, parent, message)
+        if message.role == "assistant":  # of an example: no model is still at work on it
+            self.history.update_answer(key, message.content, finish_reason="stop")
+        return key
 
     def write(self, content: str) -> None:
         """See `Record`."""
