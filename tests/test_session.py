@@ -160,6 +160,19 @@ def test_an_interrupted_turn_without_an_answer_is_dropped(before: list[bytes]) -
     assert "two" not in engine.prompts[2]
 
 
+@pytest.mark.parametrize("edited", [None, "uno"])
+def test_a_question_asked_anew_without_an_answer_still_takes_the_old_one_s_place(edited: str | None) -> None:
+    cancel = threading.Event()
+    session = open_session(FakeEngine([b"fine"], [cancel.set, b"late"], [b"again"], [b"on"]))
+    say(session, "one")
+    list(session.edit(edited, cancel) if edited else session.retry(cancel))
+    assert contents(session) == ["one", "fine"]
+    list(session.retry(threading.Event()))
+    assert contents(session) == [edited or "one", "again"]
+    say(session, "two")
+    assert contents(session) == [edited or "one", "again", "two", "on"]
+
+
 def test_what_was_held_back_is_kept_on_interruption() -> None:
     cancel = threading.Event()
     session = open_session(FakeEngine([b"a</", cancel.set, b"s>"]), stop=("</s>",))

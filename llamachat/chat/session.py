@@ -148,6 +148,8 @@ class Session:
         self.unanswered: Message | None = None
         """What the user said last, if it was never answered. It is not in the conversation; `retry` asks it again."""
         self.grammar = grammar
+        self._replaces_last = False
+        """Whether what was never answered was to take the last question's place, rather than to follow it."""
         self._own_stop = tuple(stop)
         self._strict_tags = strict_tags
         self._told: set[str] = set()
@@ -165,7 +167,7 @@ class Session:
         """Take another conversation's place, or an earlier state of this one."""
         self.conversation = conversation
         self.left_out = frozenset()
-        self.unanswered = None
+        self.unanswered, self._replaces_last = None, False
         self.record.move(conversation)
 
     def undo(self, n_turns: int = 1) -> list[tuple[Message, ...]]:
@@ -233,7 +235,7 @@ class Session:
         return self.conversation.turns[-1][0]
 
     def _before_question(self) -> Conversation:
-        if self.unanswered:
+        if self.unanswered and not self._replaces_last:
             return self.conversation
         return self.conversation.with_turns(self.conversation.turns[:-1])
 
@@ -309,6 +311,7 @@ class Session:
         finally:
             if not finished:
                 self.unanswered = asked.messages[-1] if asked.awaits_answer else None
+                self._replaces_last = len(asked.turns) == len(self.conversation.turns)
                 self.record.give_up(content)
         return finished
 
