@@ -108,6 +108,12 @@ def test_examples_are_earlier_turns() -> None:
     assert "acht" not in engine.prompts[1]
 
 
+def test_any_character_may_stand_in_an_example() -> None:
+    odd = "a\u2028b\x85c\x1cd\u2029"
+    lines = [json.dumps({"user": odd, "assistant": odd}, ensure_ascii=False), PAIR]
+    assert [message.content for message in parse_examples("\r\n".join(lines))][:2] == [odd, odd]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

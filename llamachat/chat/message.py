@@ -94,7 +94,7 @@ def parse_examples(text: str) -> tuple[Message, ...]:
     Raises `BadConversation` with the number of the line that is wrong.
     """
     messages: list[Message] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split within JSON strings
         if line.strip():
             messages += _parse_example(number, line)
     if not messages or len(messages) % 2:
