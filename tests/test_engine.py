@@ -21,6 +21,7 @@ from llamachat.chat.session import Answer, Session
 from llamachat.chat.templates import ChatML
 from llamachat.engine import hardware
 from llamachat.engine.base import (
+    Cut,
     End,
     EngineOptions,
     Event,
@@ -275,6 +276,28 @@ def test_what_a_cancelled_prefill_did_is_not_done_again(tiny_gguf: Path) -> None
             assert again.ids == at_once.ids
     finally:
         engine.close()
+
+
+class _AfterOneLook(threading.Event):
+    """Set once somebody has looked: what was begun before is cancelled in its middle."""
+
+    n_looks = 0
+
+    def is_set(self) -> bool:
+        self.n_looks += 1
+        return self.n_looks > 1
+
+
+def test_cancel_while_the_cache_is_shifted(engine: LlamaEngine) -> None:
+    whole = prompt_of(engine, "My dog is called Rex.", "Nice!", "Count to three.", "One, two, three.", "And on?")
+    generate(engine, whole, max_tokens=1)
+    cut = Cut(12, 26)
+    prompt = [*whole[: cut.start], *whole[cut.stop :]]
+    request = GenerationRequest(prompt, GREEDY, 16, cut=cut)
+    assert collect(engine.generate(request, _AfterOneLook())).end.finish_reason == "interrupted"
+    after = generate(engine, prompt, max_tokens=16)
+    forget(engine)
+    assert generate(engine, prompt, max_tokens=16).ids == after.ids
 
 
 def test_cancel_during_decode(engine: LlamaEngine) -> None:
@@ -625,6 +648,22 @@ def test_a_window_longer_than_the_model_was_trained_for(tiny_gguf: Path) -> None
         LlamaEngine(tiny_gguf, EngineOptions(n_ctx=1024))
     engine = LlamaEngine(tiny_gguf, EngineOptions(n_ctx=1024, rope_scaling="yarn"))
     try:
-        assert engine.info.n_ctx == 1024
+        assert (engine.info.n_ctx, engine.info.n_ctx_train) == (1024, 256)
     finally:
         engine.close()
+
+
+def test_a_model_that_is_stretched_already_is_never_stretched_less(small_tokenizer: Path, tmp_path: Path) -> None:
+    shape = LlamaShape(
+        n_vocab=600, n_embd=64, n_ff=64, n_layer=2, n_head=2, n_head_kv=2,
+        rope_scaling={"rope_type": "linear", "factor": 4.0},
+    )  # fmt: skip
+    write_random_checkpoint(tmp_path, shape, tokenizer=small_tokenizer)
+    path = convert(tmp_path, tmp_path / "model.gguf", find_file_type("f16"), n_threads=1).path
+    answers = []
+    for options in (EngineOptions(n_ctx=256), EngineOptions(n_ctx=512, rope_scaling="linear")):
+        engine = LlamaEngine(path, options)
+        prompt = engine.tokenizer.tokenize("Every question has a shape. " * 6)
+        answers.append(generate(engine, prompt, SamplingParams(seed=1), max_tokens=150, ignore_eog=True).ids)
+        engine.close()
+    assert answers[0] == answers[1]

@@ -200,10 +200,13 @@ class LlamaEngine:
         options = options or EngineOptions()
         started = time.monotonic()
         self._ids: list[int] = []
+        self._is_shifting = False
+        """Whether keys wait to be rotated: llama.cpp does that when it evaluates next."""
         self._model = _load_model(path, options.n_gpu_layers, cancel=cancel)
         try:
             # Before the context, which makes room for what they add to the graph. They are the model's from then on.
             adapters = [_load_adapter(self._model, adapter.path) for adapter in options.adapters]
+            n_ctx_train = llama_cpp.llama_model_n_ctx_train(self._model)  # before YaRN, which makes it longer
             self._context, n_threads = self._open_context(options)
         except (EngineFailed, UnusableAdapter, WindowTooLong):
             llama_cpp.llama_model_free(self._model)
@@ -216,7 +219,7 @@ class LlamaEngine:
             n_params=llama_cpp.llama_model_n_params(self._model),
             size_bytes=llama_cpp.llama_model_size(self._model),
             n_ctx=llama_cpp.llama_n_ctx(self._context),
-            n_ctx_train=llama_cpp.llama_model_n_ctx_train(self._model),
+            n_ctx_train=n_ctx_train,
             n_threads=n_threads,
             backend="GPU" if _offloads(options.n_gpu_layers) else "CPU",
             file_type=_file_type_name(self._model),
@@ -236,8 +239,8 @@ class LlamaEngine:
             if options.rope_scaling is None:
                 raise WindowTooLong(params.n_ctx, n_ctx_train)
             params.rope_scaling_type = _ROPE_SCALING[options.rope_scaling]
-            params.rope_freq_scale = n_ctx_train / params.n_ctx
-            params.yarn_orig_ctx = n_ctx_train
+            own_scale = llama_cpp.llama_model_rope_freq_scale_train(self._model)  # some are stretched already
+            params.rope_freq_scale = min(own_scale, n_ctx_train / params.n_ctx)
         with _collected_log() as log:
             context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
@@ -291,6 +294,7 @@ class LlamaEngine:
         if llama_cpp.llama_memory_seq_rm(self._memory, 0, cut.start, cut.stop):
             llama_cpp.llama_memory_seq_add(self._memory, 0, cut.stop, -1, cut.start - cut.stop)
             self._ids = rest
+            self._is_shifting = True
 
     def _keep_common_prefix(self, prompt: Sequence[int]) -> int:
         """Drop from the KV cache what the prompt does not start with; return how much of the prompt is there."""
@@ -335,18 +339,23 @@ class LlamaEngine:
         """Run tokens through the model and note them; False if it was aborted."""
         tokens = (llama_cpp.llama_token * len(ids))(*ids)
         result = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(tokens, len(ids)))
+        if result == _ABORTED and self._is_shifting:
+            self._forget()  # perhaps in the middle of the rotation, which would begin again with the keys as they are
+            return False
         if result == _ABORTED:
             llama_cpp.llama_memory_seq_rm(self._memory, 0, len(self._ids), -1)
             return False
         if result != 0:
             self._forget()
             raise EngineFailed(f"llama_decode returned {result}")
+        self._is_shifting = False
         self._ids.extend(ids)
         return True
 
     def _forget(self) -> None:
         """Empty the KV cache: after an error nothing in it can be relied on."""
         llama_cpp.llama_memory_clear(self._memory, True)
+        self._is_shifting = False
         self._ids.clear()
 
     def close(self) -> None:
