@@ -363,11 +363,13 @@ class ForbiddenTags(LlamachatError):
 class PromptTooLong(LlamachatError):
     """A prompt that does not fit the context window, with nothing left that could be left out of it."""
 
-    def __init__(self, n_prompt: int, n_ctx: int, n_reserved: int = 1) -> None:
+    def __init__(self, n_prompt: int, n_ctx: int, n_reserved: int = 1, n_needed: int | None = None) -> None:
+        """`n_needed` is the window that would do, if a larger one also keeps more for the answer."""
+        self.n_needed = n_needed or n_prompt + n_reserved
         super().__init__(
             f"The prompt has {n_prompt:,} tokens. The context window holds {n_ctx:,}, "
             f"of which {n_reserved:,} {'is' if n_reserved == 1 else 'are'} kept for the answer.",
-            f"Shorten it, or give a window of at least {n_prompt + n_reserved:,} tokens with --ctx.",
+            f"Shorten it, or give a window of at least {self.n_needed:,} tokens with --ctx.",
         )
         self.n_prompt = n_prompt
         self.n_ctx = n_ctx

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -164,9 +165,25 @@ def test_a_message_that_cannot_fit_is_refused_whole() -> None:
     with pytest.raises(PromptTooLong) as caught:
         list(session.send("x" * 600, threading.Event()))
     assert caught.value.n_prompt == len(render(Conversation("Be brief.", (Message("user", "x" * 600),))).ids)
-    assert f"at least {caught.value.n_prompt + 75:,} tokens with --ctx" in caught.value.next_step
+    n_needed = caught.value.n_needed
+    assert f"at least {n_needed:,} tokens with --ctx" in caught.value.next_step
+    assert make_window(n_needed, None).n_prompt_max >= caught.value.n_prompt, "what is advised does help"
     assert session.conversation == before
     assert len(engine.requests) == 1
+
+
+@given(n_prompt=st.integers(1, 10**6), n_ctx=st.integers(256, 10**6), max_tokens=st.none() | st.integers(1, 9999))
+def test_the_window_that_is_advised_is_large_enough(n_prompt: int, n_ctx: int, max_tokens: int | None) -> None:
+    advised = make_window(n_ctx, max_tokens).n_ctx_for(n_prompt)
+    assert n_prompt <= make_window(advised, max_tokens).n_prompt_max
+    assert advised <= n_prompt + 512
+
+
+def test_a_question_that_is_too_long_tells_what_a_larger_window_costs(run: Any) -> None:
+    done = run("chat", "-p", "hello there friend " * 330, "--ctx", 256, "--no-save")
+    assert done.returncode == 1
+    assert "The prompt has 1,0" in done.stderr
+    assert "--ctx 2048, which takes 41.3 MB more memory." in done.stderr
 
 
 def test_room_for_the_answer() -> None:

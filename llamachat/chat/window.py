@@ -34,6 +34,11 @@ class Window:
         """The longest prompt, in tokens."""
         return self.n_ctx - self.n_reserved
 
+    def n_ctx_for(self, n_prompt: int) -> int:
+        """A window in which a prompt of so many tokens fits; what is kept for the answer may grow with the window."""
+        n_answer = self.n_reserved if self.n_reserved < self.n_ctx // _ANSWER_SHARE else _ANSWER_TOKENS
+        return min(n_prompt + n_answer, -(-n_prompt * _ANSWER_SHARE // (_ANSWER_SHARE - 1)))
+
 
 def make_window(n_ctx: int, max_tokens: int | None) -> Window:
     """Room for an answer: 512 tokens, or fewer if no answer gets as long or the window is small."""
@@ -70,7 +75,8 @@ def fit(
     n_least = candidates.fewest(window.n_prompt_max)
     prompt = candidates.prompt(n_least)
     if len(prompt.ids) > window.n_prompt_max:
-        raise PromptTooLong(len(prompt.ids), window.n_ctx, window.n_reserved)
+        n_prompt = len(prompt.ids)
+        raise PromptTooLong(n_prompt, window.n_ctx, window.n_reserved, window.n_ctx_for(n_prompt))
     cut = _find_cut(full.ids, prompt.ids) if can_shift else None
     if cut is None:
         n_least = candidates.fewest(int(window.n_ctx * _FILLED_AGAIN))

@@ -11,14 +11,19 @@ from llamachat.cli.question import Question
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 from llamachat.cli.terminal.view import open_view
 from llamachat.engine.base import Tokenizer
+from llamachat.errors import PromptTooLong
 
 
 def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: bool) -> None:
     """Ask `question` and print the answer; raise `KeyboardInterrupt` after what there is of one that was cut off."""
     if question.sources:
         out.note(_describe_sources(question, opened.session.engine.tokenizer))
-    with cancel_on_interrupt() as cancel:
-        answer = _stream(opened.session, question.text, cancel, silent=as_json)
+    try:
+        with cancel_on_interrupt() as cancel:
+            answer = _stream(opened.session, question.text, cancel, silent=as_json)
+    except PromptTooLong as error:
+        error.next_step = opened.window_advice(error)
+        raise
     if as_json:
         out.json(_as_json(opened, answer))
     if opened.session.grammar and answer.finish_reason == "length":

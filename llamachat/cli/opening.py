@@ -87,8 +87,7 @@ class OpenChat:
 
     def window_advice(self, error: PromptTooLong) -> str:
         """What would make room for a prompt that is too long, and what that costs in memory."""
-        n_needed = error.n_prompt + error.n_reserved
-        n_ctx = -(-n_needed // _CTX_STEP) * _CTX_STEP
+        n_ctx = -(-error.n_needed // _CTX_STEP) * _CTX_STEP
         read = read_shape(self.model.path)
         if read is None:
             return error.next_step
