@@ -5,6 +5,7 @@ One thread, because a second one makes llama.cpp very slow where other work shar
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import stat
@@ -72,6 +73,18 @@ def wait_for_story(chat: Terminal) -> None:
 
 
 # --- a conversation -----------------------------------------------------------------------------------------
+
+
+def test_a_full_window(start: StartChat, tmp_path: Path) -> None:
+    turns = [{"user": f"Is {i} even? " + "Think. " * 20, "assistant": "No."} for i in range(9)]
+    (tmp_path / "turns.jsonl").write_text("\n".join(map(json.dumps, turns)), encoding="utf-8")
+    chat = start("--examples", tmp_path / "turns.jsonl", "--ctx", 256, "--max-tokens", 2)
+    reply = ask(chat, "Hi")
+    assert re.search(r"Left out the \d oldest turns, \d+ tokens; 2\d\d of 256 in use", reply)
+    assert re.search(r"\(The rest took \d+\.\d s to read: 2\d\d tokens\)", reply)
+    chat.enter("word " * 300)
+    advice = "--ctx 1024, which takes 17.7 MB more memory."
+    chat.wait_until(lambda: advice in " ".join(chat.text.split()), "a refusal")
 
 
 def test_a_conversation(start: StartChat) -> None:

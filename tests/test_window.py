@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,36 @@ def test_the_user_is_told_once_with_numbers_and_nothing_is_forgotten() -> None:
     assert all(len(request.prompt_ids) <= 600 - 75 for request in engine.requests)
 
 
+def test_whether_the_rest_was_read_again_is_told_with_the_answer() -> None:
+    session, _ = open_session(600)
+    for i in range(6):
+        events = list(session.send(f"{i}" + "x" * 99, threading.Event()))
+        assert isinstance(events[-1], Answer)
+        assert events[-1].is_rest_read_again == any(isinstance(event, LeftOut) for event in events)
+
+
+def test_a_shift_that_found_another_cache_is_no_shift() -> None:
+    session, engine = open_session(600, template=Llama2())
+    engine.can_shift = True  # but it has nothing in its cache
+    session.start_over(None)
+    told = []
+    for i in range(6):
+        *events, answer = session.send(f"{i}" + "x" * 99, threading.Event())
+        assert isinstance(answer, Answer)
+        told += [(event.is_shifted, answer.is_rest_read_again) for event in events if isinstance(event, LeftOut)]
+    assert told
+    assert set(told) == {(True, True)}
+
+
+def test_how_long_the_rest_took_is_said(run: Any, tmp_path: Path) -> None:
+    turns = [{"user": f"Is {i} even? " + "Think. " * 20, "assistant": "No."} for i in range(9)]
+    path = tmp_path / "examples.jsonl"
+    path.write_text("\n".join(map(json.dumps, turns)), encoding="utf-8")
+    done = run("chat", "-p", "Hi", "--examples", path, "--ctx", 256, "--max-tokens", 2, "--no-save")
+    assert "Left out the " in done.stderr
+    assert re.search(r"\(The rest took \d+\.\d s to read: 2\d\d tokens\)\n", done.stderr)
+
+
 def test_pinned_turns_stay() -> None:
     session, engine = open_session(600)
     for i in range(6):
@@ -208,6 +240,7 @@ def test_the_cache_is_shifted_instead_of_evaluated_again(demo_model: Path) -> No
             assert isinstance(answer, Answer)
             told = [event for event in events if isinstance(event, LeftOut)]
             n_shifted += sum(event.is_shifted for event in told)
+            assert not answer.is_rest_read_again
             assert answer.stats.n_evaluated < 80, "the question, never the conversation"
         assert n_shifted >= 2
         assert answer.content.strip()

@@ -60,6 +60,8 @@ class Answer:
     content: str
     finish_reason: FinishReason
     stats: GenerationStats
+    is_rest_read_again: bool = False
+    """Whether turns were left out and what remains was evaluated again: `stats` tell how much, and how long it took."""
 
 
 SessionEvent = Notice | LeftOut | Prefill | TextPiece | Answer
@@ -263,7 +265,7 @@ class Session:
             yield LeftOut(fitted.n_turns, fitted.n_tokens, n_prompt, n_ctx, fitted.cut is not None)
         asked = self.record.begin(asked, sampling)
         request = GenerationRequest(fitted.prompt.ids, sampling, self.max_tokens, cut=fitted.cut, grammar=self.grammar)
-        if (yield from self._generate(asked, request, cancel)):
+        if (yield from self._generate(asked, request, cancel, leaves_out=fitted.n_turns > 0)):
             self.left_out = fitted.left_out
 
     def _check_tags(self, conversation: Conversation) -> None:
@@ -277,7 +279,7 @@ class Session:
                 yield Notice(note)
 
     def _generate(
-        self, asked: Conversation, request: GenerationRequest, cancel: threading.Event
+        self, asked: Conversation, request: GenerationRequest, cancel: threading.Event, *, leaves_out: bool
     ) -> Generator[SessionEvent, None, bool]:
         """Stream an answer; return whether there is one."""
         begun = "" if asked.awaits_answer else asked.messages[-1].content
@@ -305,7 +307,8 @@ class Session:
                             content += rest
                             yield TextPiece(rest)
                         reason: FinishReason = "stop" if decoder.stopped else finish_reason
-                        answer = Answer(content, reason, stats)
+                        is_read_again = leaves_out and not _is_shifted(request, stats)
+                        answer = Answer(content, reason, stats, is_read_again)
                         finished = self._finish(asked, answer)
                         yield answer
         finally:
@@ -324,6 +327,11 @@ class Session:
         question = asked if asked.awaits_answer else replace(asked, messages=asked.messages[:-1])
         self.conversation = question.with_message("assistant", answer.content, key)
         return True
+
+
+def _is_shifted(request: GenerationRequest, stats: GenerationStats) -> bool:
+    """Whether what follows the cut was still in the KV cache, which may have held something else."""
+    return request.cut is not None and stats.n_reused > request.cut.start
 
 
 class _AnyOf(threading.Event):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from llamachat.chat.session import Answer, LeftOut, Notice, Session, TextPiece
-from llamachat.cli.opening import OpenChat, describe_left_out
+from llamachat.cli.opening import OpenChat, describe_left_out, describe_read_again
 from llamachat.cli.output import out
 from llamachat.cli.question import Question
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
@@ -30,6 +30,8 @@ def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: b
         out.warning(
             "The answer is incomplete: there was no room for all that the grammar asks for. Raise --max-tokens."
         )
+    if again := describe_read_again(answer):
+        out.note(again)
     if stats:
         out.note(opened.describe_stats(answer))
     if answer.finish_reason == "interrupted":

@@ -184,6 +184,15 @@ def describe_left_out(left_out: LeftOut) -> str:
     )
 
 
+def describe_read_again(answer: Answer) -> str | None:
+    """How long it took that turns were left out and the rest had to be evaluated again; None if it had not."""
+    stats = answer.stats
+    is_read = answer.finish_reason != "interrupted" or stats.n_generated > 0
+    if not (answer.is_rest_read_again and is_read):
+        return None
+    return f"(The rest took {stats.prefill_s:.1f} s to read: {count(stats.n_evaluated, 'token')})"
+
+
 def describe_resumed(stored: StoredSession) -> str:
     """Which conversation goes on, and where it stopped."""
     n_turns = len(stored.conversation.turns)

@@ -9,7 +9,7 @@ from shutil import get_terminal_size
 from textwrap import fill
 
 from llamachat.chat.session import Answer, LeftOut, Notice, SessionEvent, TextPiece
-from llamachat.cli.opening import ChatOptions, OpenChat, describe_left_out, open_chat
+from llamachat.cli.opening import ChatOptions, OpenChat, describe_left_out, describe_read_again, open_chat
 from llamachat.cli.output import out
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
 from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
@@ -149,6 +149,8 @@ def _finish(chat: OpenChat, answer: Answer, *, shown: bool, show_stats: bool) ->
     ending = _ENDINGS.get((answer.finish_reason, shown))
     if ending:
         out.note(ending)
+    if again := describe_read_again(answer):
+        out.note(again)
     if show_stats:
         out.note(chat.describe_stats(answer))
 
