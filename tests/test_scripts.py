@@ -200,3 +200,25 @@ def test_a_wrong_grammar_is_said_before_the_model_loads(chat: RunCommand, tmp_pa
         assert "no-such-model" not in result.stderr
     assert chat("-p", "Hi", "--grammar", path, "--json-schema", path).returncode == 2
     assert chat("-p", "Hi", "--grammar", path, "--stop", "x").returncode == 2
+
+
+# --- going on with a conversation ---------------------------------------------------------------------------
+
+
+def test_resume_without_an_id_goes_on_with_the_last(chat: RunCommand) -> None:
+    few = ("--max-tokens", "3", "--json")
+    first = json.loads(chat("-p", "Name a colour.", *few).stdout)
+    for arguments in (["--resume", "-p", "And another."], ["-p", "A third.", *few, "--resume"]):
+        result = chat(*arguments, *few)
+        assert result.returncode == 0, result.stderr
+        again = json.loads(result.stdout)
+        assert again["session"] == first["session"]
+        assert again["prompt_tokens"] > first["prompt_tokens"]
+        first = again
+
+
+@pytest.mark.parametrize("option", ["--system=Be brief.", "--examples=turns.jsonl", "--infill"])
+def test_what_begins_a_conversation_is_refused_with_resume(chat: RunCommand, option: str) -> None:
+    result = chat("--resume", option, *(["a.py", "b.py"] if option == "--infill" else ["-p", "Hi"]))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--resume" in result.stderr

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from llamachat import __version__
 from llamachat.cli import bench, chat, doctor, models, prompt, prune, pull, quantize, sessions, verify
+from llamachat.cli.chat_options import ChatCommand
 from llamachat.cli.output import out
 from llamachat.cli.show import show
 from llamachat.errors import LlamachatError
@@ -73,7 +74,7 @@ def _root(
 
 app.command("pull")(pull.pull)
 app.command("quantize")(quantize.quantize)
-app.command("chat")(chat.chat)
+app.command("chat", cls=ChatCommand)(chat.chat)
 app.command("bench")(bench.bench)
 app.command("prompt")(prompt.prompt)
 app.command("list")(models.list_)

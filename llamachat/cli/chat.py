@@ -23,13 +23,14 @@ def chat(arguments: ChatArguments) -> None:
       git diff | llamachat chat -p "Write a commit message"
       llamachat chat --resume                                        (the last conversation; or --resume 12)
       llamachat chat -f report.txt -p "Who is named here?" --json-schema people.json
-      llamachat chat codellama-7b --infill before.py after.py
       llamachat chat llama-2-7b-chat --adapter my-lora.gguf:0.8
       llamachat chat codellama-7b --infill before.py after.py
       llamachat chat llama-2-7b-chat --adapter ORG/REPO              (pulled before)
     """
-    if arguments.infill and (arguments.prompt or arguments.files):
-        raise typer.BadParameter("--infill takes all its text from its two files: leave out -p and -f.")
+    if arguments.infill and (arguments.prompt or arguments.files or arguments.resume is not None):
+        raise typer.BadParameter("--infill takes all its text from its two files: leave out -p, -f and --resume.")
+    if arguments.resume is not None and (arguments.system is not None or arguments.examples):
+        raise typer.BadParameter("--resume goes on with what was said: leave out --system and --examples.")
     question = Question("") if arguments.infill else read_question(arguments.prompt, arguments.files or [])
     if arguments.as_json and question is None:
         raise typer.BadParameter("--json needs a question: give -p, or pipe one in.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
+from typer.core import TyperCommand
 
 from llamachat.cli.options import parse_adapter, parse_gpu_layers
 from llamachat.cli.question import read_text
@@ -47,9 +49,7 @@ class ChatArguments:
     files: Annotated[list[Path] | None, typer.Option("--file", "-f", help="Text put before the prompt.")] = None
     resume: Annotated[
         str | None,
-        typer.Option(
-            metavar="[ID]", is_flag=False, flag_value="last", help="Go on with a saved conversation; default: the last."
-        ),
+        typer.Option(metavar="[ID]", help="Go on with a saved conversation; default: the last."),
     ] = None
     n_ctx: Annotated[int | None, typer.Option("--ctx", min=256, max=10_000_000, help="Context window in tokens.")] = (
         None
@@ -98,6 +98,19 @@ class ChatArguments:
     no_save: Annotated[bool, typer.Option("--no-save", help="Keep nothing of this conversation.")] = False
     plain: Annotated[bool, typer.Option("--plain", help="No colour, no line editing.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="One answer as JSON.")] = False
+
+
+class ChatCommand(TyperCommand):
+    """`chat`, of which `--resume` may stand without an ID: Typer's options always take their value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See Typer."""
+        return super().parse_args(ctx, list(_resuming_the_last(args)))
+
+
+def _resuming_the_last(words: Sequence[str]) -> Iterator[str]:
+    for word, following in zip(words, [*words[1:], "-"], strict=True):
+        yield f"{word}=last" if word == "--resume" and following.startswith("-") else word
 
 
 def chat_options(arguments: ChatArguments) -> ChatOptions:
