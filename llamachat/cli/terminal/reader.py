@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -203,7 +203,8 @@ def _expanded(history: History, chips: Chips) -> History:
             super().append_string(chips.expand(string))
 
         def store_string(self, string: str) -> None:
-            history.store_string(string)
+            with suppress(OSError):  # a disk that is full now costs the line's memory, not the line
+                history.store_string(string)
 
     return Expanded()
 
