@@ -154,7 +154,9 @@ def test_keys_that_break_the_line(start: StartChat) -> None:
     chat.send(ENTER)
     chat.wait_for("Answer 1.\n\n>")
     assert "\n+one\n+two\n+three\n" in remembered()
-    chat.wait_until(lambda: re.fullmatch(r"\d+ of 4,096 tokens · [\d.]+ tok/s", chat.toolbar.strip()) is not None)
+    chat.wait_until(
+        lambda: re.fullmatch(r"\d+ of 4,096 tokens · [\d.]+ tok/s · one two three", chat.toolbar.strip()) is not None
+    )
 
 
 def test_a_long_paste_is_one_chip(start: StartChat) -> None:
@@ -207,6 +209,28 @@ def test_history_can_be_searched(start: StartChat) -> None:
     chat.wait_until(lambda: "first" in chat.cursor_line)
     chat.send(ENTER)
     chat.wait_until(lambda: chat.text.count("> the first question") == 2)
+
+
+def test_a_line_that_cannot_be_remembered_is_sent_all_the_same(start: StartChat) -> None:
+    chat = start(echo(1))
+    input_history_path().unlink()
+    input_history_path().mkdir()
+    chat.enter("Hi")
+    chat.wait_for("Answer 1.")
+    assert "xception" not in chat.text
+
+
+def test_ctrl_c_ends_a_command_that_loads_a_model(start: StartChat, tmp_path: Path) -> None:
+    chat = start(echo(1), env={"SCRIPTED_LOAD_S": "1.2"})
+    chat.enter("/set ctx 512")
+    chat.watch(0.3)
+    chat.send(CTRL_C)
+    chat.wait_for("(interrupted)", 0.8)
+    os.mkfifo(tmp_path / "pipe")
+    chat.enter(f"/file {tmp_path / 'pipe'}")
+    chat.wait_for("Next: A pipe")
+    chat.enter("Hi")
+    chat.wait_for("Answer 1.")
 
 
 def test_completion(start: StartChat, tmp_path: Path) -> None:

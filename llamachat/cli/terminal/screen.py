@@ -43,7 +43,7 @@ def run_screen(chat: OpenChat, reader: Reader, *, show_stats: bool) -> None:
         answer = None
         interrupted = False
         if is_command(line):
-            reply = _obey(line, chat)
+            reply = _obey(line, chat, reader)
             if reply.leave:
                 return
             answer = reply.answer
@@ -56,12 +56,16 @@ def run_screen(chat: OpenChat, reader: Reader, *, show_stats: bool) -> None:
                 interrupted = _answer(chat, answer, show_stats=show_stats)
 
 
-def _obey(line: str, chat: OpenChat) -> Reply:
-    """Run a command and show what it says. One that cannot be done says why."""
+def _obey(line: str, chat: OpenChat, reader: Reader) -> Reply:
+    """Run a command and show what it says. One that cannot be done says why; Ctrl-C ends a model's loading."""
     try:
-        reply = run_command(line, chat)
+        with reader.allow_interrupt():
+            reply = run_command(line, chat)
     except LlamachatError as error:
         out.error(str(error), error.next_step)
+        return Reply()
+    except KeyboardInterrupt:
+        out.note("(interrupted)")
         return Reply()
     if reply.text:
         out.text(reply.text)

@@ -71,6 +71,8 @@ def _file(chat: OpenChat, argument: str) -> Reply:
     if not argument:
         raise BadCommand("/file needs the path of a text file.", "For example: /file notes.txt")
     path = Path(argument).expanduser()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise BadCommand(f"{path} is not a file.", "A pipe or a device might never end; save what it gives first.")
     text = read_text(path)
     chat.attached.append(text)
     n_tokens = len(chat.session.engine.tokenizer.tokenize(text))
