@@ -115,6 +115,57 @@ def test_an_answer_that_never_began_can_be_asked_for_again(talk: Talk) -> None:
     assert talk.contents() == ["One", "1", "Two", "two"]
 
 
+def never_begun(talk: Talk, line: str) -> None:
+    """A command or a message whose answer is interrupted before its first word."""
+    cancel = threading.Event()
+    talk.engine.answers.append([cancel.set])
+    answer = run_command(line, talk.chat).answer if line.startswith("/") else None
+    *_, last = answer(cancel) if answer else talk.chat.session.send(line, cancel)
+    assert isinstance(last, Answer)
+    assert last.finish_reason == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("line", "asked", "undone"),
+    [("/retry", "Two", ["One", "1", "Two", "2"]), ("/edit Three", "Three", ["One", "1", "Two", "2"])],
+)
+def test_an_answer_anew_that_never_began(talk: Talk, line: str, asked: str, undone: list[str]) -> None:
+    talk.say("One", b"1")
+    talk.say("Two", b"2")
+    for _ in range(2):
+        never_begun(talk, line)
+        assert talk.contents() == talk.stored() == ["One", "1", "Two", "2"]
+    assert talk.do("/undo").text == f"Took back 1 turn, from: {asked}"
+    assert talk.contents() == talk.stored() == undone
+    never_begun(talk, line)
+    talk.do("/continue", b"new")
+    assert talk.contents() == talk.stored() == ["One", "1", asked, "new"], "the question is not asked twice"
+
+
+@pytest.mark.parametrize("before", [[], ["One"]])
+def test_a_question_that_was_never_answered_is_there_after_a_restart(talk: Talk, before: list[str]) -> None:
+    for text in before:
+        talk.say(text, b"1")
+    never_begun(talk, "Two")
+    for _ in range(2):
+        assert "Your last message was not answered" in talk.do("/resume 1").text
+        assert talk.chat.session.conversation.system == "Be brief."
+    talk.do("/retry", b"2")
+    assert talk.contents() == talk.stored() == [*(["One", "1"] if before else []), "Two", "2"]
+    never_begun(talk, "Three")
+    assert talk.do("/undo").text == "Took back 1 turn, from: Three"
+    assert "not answered" not in talk.do("/resume 1").text
+
+
+def test_the_system_prompt_is_kept_before_anything_is_said_to_it(talk: Talk) -> None:
+    talk.say("One", b"1")
+    talk.do("/system Rhyme.")
+    talk.do("/resume 1")
+    assert (talk.chat.session.conversation.system, talk.contents()) == ("Rhyme.", [])
+    with pytest.raises(LlamachatError, match="nothing to copy"):
+        talk.do("/fork")
+
+
 def test_fork_leaves_the_other_conversation_alone(talk: Talk) -> None:
     talk.say("One", b"1")
     talk.say("Two", b"2")

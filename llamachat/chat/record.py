@@ -35,6 +35,8 @@ class HistoryRecord:
         self._is_working = True
         self._roots: dict[str, int] = {}
         self._head: int | None = None
+        self._without_answer: int | None = None
+        """The head if the answer that is being written comes to nothing."""
         self._answer: int | None = None
         self._written_at = 0.0
 
@@ -54,6 +56,10 @@ class HistoryRecord:
             is_new = self.session_id is None
             session = self._begin_session(sampling)
             messages = self._keep(session, asked)
+            before = messages[-2].key if len(messages) > 1 else self._root(session, asked.system)
+            if self._head is None:
+                self._head = before
+            self._without_answer = messages[-1].key if before == self._head else self._head
             if is_new and len(messages) > 1:  # it begins with examples, which are not what it is about
                 self.history.set_title(session, make_title(messages[-1].content))
             if asked.awaits_answer:
@@ -77,9 +83,7 @@ class HistoryRecord:
         """Add what has no key yet; each message follows the one before it."""
         parent = None
         if asked.system is not None and not (asked.messages and asked.messages[0].key):
-            if asked.system not in self._roots:
-                self._roots[asked.system] = self.history.add_message(session, None, Message("system", asked.system))
-            parent = self._roots[asked.system]
+            parent = self._root(session, asked.system)
         messages = []
         for message in asked.messages:
             key = message.key or self._add(session, parent, message)
@@ -92,6 +96,11 @@ class HistoryRecord:
         if message.role == "assistant":  # of an example: no model is still at work on it
             self.history.update_answer(key, message.content, finish_reason="stop")
         return key
+
+    def _root(self, session: int, system: str | None) -> int | None:
+        if system is not None and system not in self._roots:
+            self._roots[system] = self.history.add_message(session, None, Message("system", system))
+        return self._roots[system] if system is not None else None
 
     def write(self, content: str) -> None:
         """See `Record`."""
@@ -116,16 +125,15 @@ class HistoryRecord:
         if key is not None and self.session_id is not None:
             with self._trouble():
                 self.history.update_answer(key, content, finish_reason="interrupted")
-                self.history.set_head(self.session_id, self._head)
+                self.history.set_head(self.session_id, self._without_answer)
 
     def move(self, conversation: Conversation) -> None:
         """See `Record`."""
-        if not conversation.messages:
-            self._head = self._roots.get(conversation.system or "")
-        else:
-            self._head = conversation.messages[-1].key
+        self._head = conversation.messages[-1].key if conversation.messages else None
         if self._is_working and self.session_id is not None:
             with self._trouble():
+                if not conversation.messages:
+                    self._head = self._root(self.session_id, conversation.system)
                 self.history.set_head(self.session_id, self._head)
 
     def pin(self, message: Message) -> None:

@@ -80,7 +80,10 @@ class Record(Protocol):
         """Keep the whole answer; return its key."""
 
     def give_up(self, content: str) -> None:
-        """The answer failed, or never began: the conversation stays as it was before. Keep what there was of it."""
+        """The answer failed, or never began: the conversation stays as it was before. Keep what there was of it.
+
+        What was asked stays the last word, unless it was asked in place of something else.
+        """
 
     def move(self, conversation: Conversation) -> None:
         """The conversation has gone back, or to another branch."""
@@ -147,14 +150,16 @@ class Session:
         self.max_tokens = max_tokens
         self.overflow = overflow
         self.record: Record = record or NoRecord()
-        self.unanswered: Message | None = None
-        """What the user said last, if it was never answered. It is not in the conversation; `retry` asks it again."""
+        self._pending: Conversation | None = None
         self.grammar = grammar
-        self._replaces_last = False
-        """Whether what was never answered was to take the last question's place, rather than to follow it."""
         self._own_stop = tuple(stop)
         self._strict_tags = strict_tags
         self._told: set[str] = set()
+
+    @property
+    def unanswered(self) -> Message | None:
+        """What the user said last, if it was never answered. It is not in the conversation; `retry` asks it again."""
+        return self._pending.messages[-1] if self._pending else None
 
     def change(self, engine: Engine, template: PromptTemplate, sampling: SamplingParams) -> None:
         """Go on with another model."""
@@ -167,17 +172,23 @@ class Session:
 
     def go_on_from(self, conversation: Conversation) -> None:
         """Take another conversation's place, or an earlier state of this one."""
-        self.conversation = conversation
-        self.left_out = frozenset()
-        self.unanswered, self._replaces_last = None, False
+        self.resume(conversation)
         self.record.move(conversation)
 
+    def resume(self, conversation: Conversation, unanswered: Message | None = None) -> None:
+        """Go on with a conversation that stands in the record as it is."""
+        self.conversation = conversation
+        self.left_out = frozenset()
+        asked = replace(conversation, messages=(*conversation.messages, unanswered)) if unanswered else None
+        self._pending = asked
+
     def undo(self, n_turns: int = 1) -> list[tuple[Message, ...]]:
-        """Take the last turns back, as far as there are any; return them."""
+        """Take the last turns back, as far as there are any; return them. A question without an answer is one."""
+        gone = [self._pending.turns[-1]] if self._pending else []
         turns = self.conversation.turns
-        kept = max(0, len(turns) - n_turns)
+        kept = max(0, len(turns) - n_turns + len(gone))
         self.go_on_from(self.conversation.with_turns(turns[:kept]))
-        return turns[kept:]
+        return turns[kept:] + gone
 
     def pin(self, i_turn: int, *, is_pinned: bool) -> None:
         """Keep a turn in the window however full that gets, or no longer."""
@@ -221,7 +232,9 @@ class Session:
         return self._answer(self._before_question().with_message("user", text), cancel, self.sampling)
 
     def go_on(self, cancel: threading.Event) -> Iterator[SessionEvent]:
-        """Continue the last answer where it ended; the `Answer` holds all of it."""
+        """Continue the last answer where it ended; the `Answer` holds all of it. One that never began begins now."""
+        if self._pending:
+            return self.retry(cancel)
         if not self.conversation.messages:
             raise BadConversation("There is no answer to go on with.", "Ask something first.")
         if self.grammar:
@@ -237,9 +250,8 @@ class Session:
         return self.conversation.turns[-1][0]
 
     def _before_question(self) -> Conversation:
-        if self.unanswered and not self._replaces_last:
-            return self.conversation
-        return self.conversation.with_turns(self.conversation.turns[:-1])
+        asked = self._pending or self.conversation
+        return asked.with_turns(asked.turns[:-1])
 
     def _fit(self, asked: Conversation) -> Fit:
         engine = self.engine
@@ -313,8 +325,7 @@ class Session:
                         yield answer
         finally:
             if not finished:
-                self.unanswered = asked.messages[-1] if asked.awaits_answer else None
-                self._replaces_last = len(asked.turns) == len(self.conversation.turns)
+                self._pending = asked if asked.awaits_answer else None
                 self.record.give_up(content)
         return finished
 
@@ -323,7 +334,7 @@ class Session:
         if not answer.content and answer.finish_reason == "interrupted":
             return False
         key = self.record.finish(answer)
-        self.unanswered = None
+        self._pending = None
         question = asked if asked.awaits_answer else replace(asked, messages=asked.messages[:-1])
         self.conversation = question.with_message("assistant", answer.content, key)
         return True

@@ -82,8 +82,7 @@ class OpenChat:
         """Go on with a stored conversation, with the model there is now."""
         if self.record:
             self.record.adopt(stored)
-        self.session.go_on_from(stored.conversation)
-        self.session.unanswered = stored.unanswered
+        self.session.resume(stored.conversation, stored.unanswered)
 
     def window_advice(self, error: PromptTooLong) -> str:
         """What would make room for a prompt that is too long, and what that costs in memory."""

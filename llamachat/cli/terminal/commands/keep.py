@@ -47,10 +47,11 @@ def _fork(chat: OpenChat, argument: str) -> Reply:
     """The conversation so far, in a session of its own; the one it comes from stays as it is."""
     history = _history(chat)
     tree = history.tree(_session_id(chat))
-    path = tree.path(chat.session.conversation.messages[-1].key) if chat.session.conversation.messages else []
-    title = argument or tree.title
-    head = path[-1].key if path else None
-    stored = history.load(history.add_tree(replace(tree, title=title, head=head, messages=tuple(path))))
+    if not chat.session.conversation.messages:
+        raise BadCommand("There is nothing to copy.", "Ask something first.")
+    head = chat.session.conversation.messages[-1].key
+    copied = replace(tree, title=argument or tree.title, head=head, messages=tuple(tree.path(head)))
+    stored = history.load(history.add_tree(copied))
     chat.resume(stored)
     return Reply(f"Conversation {stored.id} begins as a copy of {tree.id} and goes its own way: {stored.title}")
 

@@ -30,7 +30,7 @@ def _system(chat: OpenChat, argument: str) -> Reply:
 
 def _undo(chat: OpenChat, argument: str) -> Reply:
     n_turns = _number(argument or "1", "/undo takes a number of turns.")
-    if not chat.session.conversation.messages:
+    if not (chat.session.conversation.messages or chat.session.unanswered):
         raise BadCommand("There is nothing to take back.", "Nothing has been said yet.")
     gone = chat.session.undo(n_turns)
     return Reply(f"Took back {count(len(gone), 'turn')}, from: {_beginning(gone[0][0].content)}")
@@ -50,7 +50,7 @@ def _edit(chat: OpenChat, argument: str) -> Reply:
 
 
 def _continue(chat: OpenChat, _argument: str) -> Reply:
-    _require_turn(chat)
+    chat.session.require_question()
     return Reply(answer=chat.session.go_on)
 
 
