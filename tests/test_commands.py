@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from llamachat.chat.history import History
+from llamachat.chat.history import History, SessionFacts
 from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Answer, Session
 from llamachat.chat.templates import ChatML, TemplateChoice
-from llamachat.cli.opening import ChatOptions, OpenChat
-from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command
+from llamachat.cli import opening
+from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
+from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command, settings
 from llamachat.engine.base import EngineOptions
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import LlamachatError
@@ -30,7 +32,7 @@ class Talk:
     def __init__(self) -> None:
         self.engine = FakeEngine(n_ctx=600)
         session = Session(self.engine, ChatML(), SamplingParams(temperature=0.5), system="Be brief.")
-        options = ChatOptions(EngineOptions(), {})
+        options = ChatOptions(EngineOptions(), {}, template="chatml")
         self.chat = OpenChat(
             options, StoredModel("fake", "q8_0", Path("/nowhere.gguf")), session, TemplateChoice(ChatML(), "asked for")
         )
@@ -245,6 +247,58 @@ def test_examples_are_kept_as_finished_turns_and_are_not_the_title(talk: Talk) -
     assert [answer.finish_reason for answer in stored.tree.messages if answer.message.role == "assistant"] == [
         "stop"
     ] * 2
+
+
+def kept_facts() -> SessionFacts:
+    """What a restart would go on with."""
+    with History(history_path()) as again:
+        return again.load(again.find("last")).facts
+
+
+def test_settings_outlive_other_settings_and_a_restart(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "open_engine", lambda *_: FakeEngine([b"2"], n_ctx=500))
+    talk.say("One", b"1")
+    talk.do("/set temperature 0.1")
+    assert kept_facts().sampling["temperature"] == 0.1
+    talk.do("/set ctx 500")
+    assert (kept_facts().n_ctx, talk.chat.session.sampling.temperature) == (500, 0.1)
+    list(run_command("/retry temperature=1.5", talk.chat).answer(threading.Event()))  # type: ignore[misc]
+    assert kept_facts().sampling["temperature"] == 0.1, "that was for one answer"
+    with History(history_path()) as again:
+        last = again.load(1).last
+    assert last
+    assert last.facts
+    assert last.facts.sampling["temperature"] == 1.5
+
+
+def test_another_model_brings_its_own_template(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[FakeEngine] = []
+
+    def open_fake(*_: object) -> FakeEngine:
+        engine = FakeEngine([b"2"])
+        engine.info = replace(engine.info, metadata={"tokenizer.chat_template": "{{ raise_exception('no system') }}"})
+        engines.append(engine)
+        return engine
+
+    monkeypatch.setattr(opening, "open_engine", open_fake)
+    models = {name: StoredModel(name, "q8_0", Path(f"/{name}.gguf"), template=name) for name in ("llama-2", "jinja")}
+    monkeypatch.setattr(settings, "resolve", models.get)
+    talk.say("One", b"1")
+    assert "template llama-2" in talk.do("/model llama-2").text
+    with pytest.raises(LlamachatError, match="no system"):
+        talk.do("/model jinja")
+    assert talk.chat.model == models["llama-2"], "it goes on with the one it had"
+    assert not engines[-1].answers, "closed"
+
+
+def test_a_named_model_goes_on_as_before_if_it_is_the_same(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.mkdir()
+    monkeypatch.setattr(opening, "open_engine", lambda *_: FakeEngine([b"1"]))
+    name = "smollm2-135m-instruct"
+    with open_chat(name, ChatOptions(EngineOptions(), {"seed": 7}, template="zephyr")) as chat:
+        list(chat.session.send("One", threading.Event()))
+    with open_chat(name, ChatOptions(EngineOptions(), {"seed": None}), resume="last") as chat:
+        assert (chat.choice.template.name, chat.session.sampling.seed) == ("zephyr", 7)
 
 
 @pytest.mark.parametrize(

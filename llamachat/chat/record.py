@@ -20,14 +20,17 @@ from llamachat.errors import HistoryFailed, LlamachatError, UnknownSession
 
 _WRITE_EVERY_S = 0.5
 
-Describe = Callable[[SamplingParams], SessionFacts]
+Describe = Callable[[SamplingParams | None], SessionFacts]
 
 
 class HistoryRecord:
     """A `Record` in a `History`."""
 
     def __init__(self, history: History, describe: Describe, on_trouble: Callable[[LlamachatError], None]) -> None:
-        """`describe` tells what answers are made with at the moment; `on_trouble` is called once."""
+        """`describe` tells what answers are made with at the moment, or one that is sampled otherwise.
+
+        `on_trouble` is called once.
+        """
         self.history = history
         self.session_id: int | None = None
         """None until something was said."""
@@ -67,6 +70,7 @@ class HistoryRecord:
                 self._answer = self.history.add_message(session, messages[-1].key, answer, seed=sampling.seed)
             else:
                 self._answer = messages[-1].key
+            self.keep_facts()  # this answer may have sampling of its own
             self._written_at = time.monotonic()
             return replace(asked, messages=tuple(messages))
         return asked
@@ -101,6 +105,12 @@ class HistoryRecord:
         if system is not None and system not in self._roots:
             self._roots[system] = self.history.add_message(session, None, Message("system", system))
         return self._roots[system] if system is not None else None
+
+    def keep_facts(self) -> None:
+        """What the next answer would be made with has changed."""
+        if self._is_working and self.session_id is not None:
+            with self._trouble():
+                self.history.set_facts(self.session_id, self._describe(None))
 
     def write(self, content: str) -> None:
         """See `Record`."""

@@ -66,17 +66,31 @@ class OpenChat:
 
     def reopen(self, model: StoredModel, options: EngineOptions) -> None:
         """Go on with another model, or the same one opened otherwise. If that fails everything is as it was."""
-        changed = replace(self.options, engine=options)
+        same = model.path == self.model.path
+        changed = replace(self.options, engine=options, template=self.options.template if same else None)
         engine, adapters = _open_engine(model, options)
         try:
             choice = _choose_template(model, engine, changed)
             sampling = _sampling(model, choice, engine.info.metadata, changed)
+            if self.session.conversation.messages:
+                choice.template.render(self.session.conversation, engine.tokenizer)  # which some templates refuse
         except LlamachatError:
             engine.close()
             raise
         self.session.engine.close()
         self.session.change(engine, choice.template, sampling)
         self.options, self.model, self.choice, self.adapters = changed, model, choice, adapters
+        self._keep_facts()
+
+    def set_sampling(self, values: Mapping[str, float]) -> None:
+        """Change how answers are sampled from now on, whichever model gives them."""
+        self.options = replace(self.options, sampling={**self.options.sampling, **values})
+        self.session.sampling = self.session.sampling.override(values)
+        self._keep_facts()
+
+    def _keep_facts(self) -> None:
+        if self.record:
+            self.record.keep_facts()
 
     def resume(self, stored: StoredSession) -> None:
         """Go on with a stored conversation, with the model there is now."""
@@ -106,13 +120,13 @@ class OpenChat:
         except LlamachatError:
             return ""
 
-    def facts(self, sampling: SamplingParams) -> SessionFacts:
-        """What answers are made with at the moment, for the history."""
+    def facts(self, sampling: SamplingParams | None = None) -> SessionFacts:
+        """What answers are made with at the moment, for the history; `sampling` for one that has its own."""
         return SessionFacts(
             model=self.model.label,
             model_sha256=self.model.manifest.sha256 if self.model.manifest else None,
             template=self.choice.template.name,
-            sampling={**asdict(sampling), "seed": self.session.sampling.seed},
+            sampling={**asdict(sampling or self.session.sampling), "seed": self.session.sampling.seed},
             n_ctx=self.session.engine.info.n_ctx,
             adapters=tuple((str(adapter.path), adapter.scale) for adapter in self.adapters),
         )
@@ -218,26 +232,26 @@ def open_chat(
     """
     with open_history(needed=resume is not None, wanted=save) as history:
         stored = history.load(history.find(resume)) if history and resume is not None else None
-        options = _as_before(options, stored.facts, model) if stored else options
         found = resolve(model or (stored.facts.model if stored else None))
+        options = _as_before(options, stored.facts, same_model=found.label == stored.facts.model) if stored else options
         with _open_session(found, options, meanwhile) as opened:
             if history and save:
                 record = HistoryRecord(history, opened.facts, lambda error: out.warning(f"{error} {error.next_step}"))
                 opened.record = opened.session.record = record
             if stored:
                 opened.resume(stored)
-                if opened.facts(opened.session.sampling).model_sha256 != stored.facts.model_sha256:
+                if opened.facts().model_sha256 != stored.facts.model_sha256:
                     out.note(f"It began with another model: {stored.facts.model}, of other content.")
             yield opened
 
 
-def _as_before(options: ChatOptions, facts: SessionFacts, model: str | None) -> ChatOptions:
+def _as_before(options: ChatOptions, facts: SessionFacts, *, same_model: bool) -> ChatOptions:
     """What the command line leaves open is as it was; what belongs to a model only if that is the same."""
     asked = {name: value for name, value in options.sampling.items() if value is not None}
     sampling = {**asdict(facts.sampling_params()), **asked}
-    engine = replace(options.engine, n_ctx=options.engine.n_ctx or facts.n_ctx)
-    if model is not None:
+    if not same_model:
         return replace(options, sampling=sampling)
+    engine = replace(options.engine, n_ctx=options.engine.n_ctx or facts.n_ctx)
     if not engine.adapters:
         engine = replace(engine, adapters=[LoraAdapter(Path(path), scale) for path, scale in facts.adapters])
     return replace(options, sampling=sampling, engine=engine, template=options.template or facts.template)

@@ -51,7 +51,7 @@ def _set(chat: OpenChat, argument: str) -> Reply:
             options = replace(chat.options.engine, n_ctx=int(_parse(name, value, _CTX)))
             chat.reopen(chat.model, options)
         case _:
-            chat.session.sampling = parse_settings(chat, [f"{name}={value}"])
+            chat.set_sampling({_name(name): _value(name, value)})
     return Reply(f"{name} is {value} now.")
 
 
@@ -89,8 +89,9 @@ def _parse(name: str, text: str, limits: Limits) -> float:
 def _model(chat: OpenChat, argument: str) -> Reply:
     if not argument:
         return Reply(chat.describe())
-    adapters = () if argument != chat.model.label else chat.options.engine.adapters
-    chat.reopen(resolve(argument), replace(chat.options.engine, adapters=adapters))
+    model = resolve(argument)
+    adapters = chat.options.engine.adapters if model.path == chat.model.path else ()
+    chat.reopen(model, replace(chat.options.engine, adapters=adapters))
     return Reply(f"{chat.describe()}\nThe conversation goes on.")
 
 
