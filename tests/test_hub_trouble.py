@@ -16,7 +16,7 @@ import pytest
 from conftest import RunCommand
 from huggingface_hub import close_session
 
-from llamachat.errors import GatedRepository, HubUnreachable
+from llamachat.errors import GatedRepository, HubUnreachable, UnusableRepository
 from llamachat.models.hub import check_access, find_repository
 from llamachat.models.hub.retry import Patience
 from support.adapters import random_lora, write_adapter
@@ -55,6 +55,16 @@ class LoginPage(Fault):
 
     def refuse(self) -> Reply | None:
         return Reply(200, {"Content-Type": "text/html"}, b"<html>Welcome!")
+
+
+@dataclass
+class Says(Fault):
+    """A listing of one's own."""
+
+    value: object
+
+    def refuse(self) -> Reply | None:
+        return Reply(200, {"Content-Type": "application/json"}, json.dumps(self.value).encode())
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +132,43 @@ def test_what_stays_broken_ends_in_words(fault: Fault, says: str, hub: HubStandI
     n_tries = 1 if isinstance(fault, LoginPage) else 1 + QUICK.n_tries
     assert len(hub.requests) == n_tries
     assert len(notices) == n_tries - 1
+
+
+@pytest.mark.parametrize("answer", [[1], None, "hello", {}, {"id": REPO, "sha": "0" * 40, "siblings": [{"x": 1}]}])
+def test_json_of_another_shape_is_no_hubs(answer: object, hub: HubStandIn) -> None:
+    hub.faults[LISTING] = Says(answer)
+    with pytest.raises(HubUnreachable, match="no Hub"):
+        find_repository(REPO, None, print)
+
+
+@pytest.mark.parametrize(
+    ("changes", "file", "says"),
+    [
+        ({"sha": "a/../../../evil"}, {}, "no usable commit"),
+        ({"sha": ".."}, {}, "no usable commit"),
+        ({"sha": 5}, {}, "no usable commit"),
+        ({}, {"rfilename": 7}, "no usable file name"),
+        ({}, {"rfilename": "../evil"}, "could leave its folder"),
+        ({}, {"size": -5}, "no usable size of config.json"),
+        ({}, {"size": "5"}, "no usable size of config.json"),
+        ({}, {"size": 0.5}, "no usable size of config.json"),
+        ({}, {"blobId": 7}, "no usable hash of config.json"),
+        ({}, {"lfs": {"sha256": "../x", "size": 5, "pointerSize": 1}}, "no usable hash of config.json"),
+    ],
+)
+def test_a_listing_is_not_believed(
+    changes: dict[str, object], file: dict[str, object], says: str, hub: HubStandIn
+) -> None:
+    sibling = {"rfilename": "config.json", "size": 5, "blobId": "0" * 40, **file}
+    hub.faults[LISTING] = Says({"id": REPO, "sha": "0" * 40, "siblings": [sibling], **changes})
+    with pytest.raises(UnusableRepository, match=says):
+        find_repository(REPO, None, print)
+
+
+@pytest.mark.parametrize("license_id", ["x" * 5_000_000, "\x1b[31mred", ["mit"], 7])
+def test_what_is_no_licence_is_not_kept(license_id: object, hub: HubStandIn) -> None:
+    hub.faults[LISTING] = Says({"id": REPO, "sha": "0" * 40, "siblings": [], "cardData": {"license": license_id}})
+    assert find_repository(REPO, None, print).license is None
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ huggingface_hub is kept for what it knows: tokens, endpoints, listings, typed er
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import ssl
 import time
@@ -19,22 +18,16 @@ from typing import TypeVar
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_token, hf_hub_url
+from huggingface_hub import HfApi, ModelInfo, constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub import errors as hub_errors
 
-from llamachat.errors import (
-    BadReference,
-    HubOffline,
-    HubUnreachable,
-    RevisionNotFound,
-    UnusableRepository,
-)
+from llamachat.errors import BadReference, HubOffline, HubUnreachable, RevisionNotFound
 from llamachat.models.hub.access import UNGATED_FILES, bad_token, refusal
 from llamachat.models.hub.answers import Trouble, may_pass
 from llamachat.models.hub.cache import cached_repository
-from llamachat.models.hub.repository import RemoteFile, Repository
+from llamachat.models.hub.listing import read_listing
+from llamachat.models.hub.repository import Repository
 from llamachat.models.hub.retry import Patience, asked_pause_s
-from llamachat.models.names import is_safe_file
 
 PATIENCE = Patience(n_tries=4)
 """Less than a download has: nothing has been fetched yet that would be lost."""
@@ -83,24 +76,18 @@ def find_repository(
     patience = patience or PATIENCE.with_environment()
     silence_s = patience.silence_s
     with plain_errors(repo, revision, mirror):
-        info = _ask(
-            lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=silence_s),
-            repo,
-            patience,
-            on_notice,
-        )
-    if not info.sha:
-        raise UnusableRepository(f"The Hub names no commit for {repo}.", "Try again later.")
-    files = {}
-    for sibling in info.siblings or []:
-        _refuse_unsafe(repo, sibling.rfilename)
-        if not is_safe_file(sibling.rfilename):
-            continue  # a device on some systems, such as aux.json: not to be fetched, so not there
-        sha256 = sibling.lfs.sha256 if sibling.lfs else None
-        files[sibling.rfilename] = RemoteFile(sibling.rfilename, sibling.size or 0, sibling.blob_id or "", sha256)
-    license_id = getattr(info.card_data, "license", None)
-    license_id = license_id if isinstance(license_id, str) else None
-    return Repository(repo, info.sha, files, license_id, mirror, is_gated=bool(info.gated))
+        info = _ask(lambda: _model_info(repo, revision, silence_s), repo, patience, on_notice)
+    return read_listing(repo, info, mirror)
+
+
+def _model_info(repo: str, revision: str | None, silence_s: float) -> ModelInfo:
+    """huggingface_hub takes the answer apart unchecked, so one of another shape fails in it anyhow."""
+    try:
+        return HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=silence_s)
+    except (hub_errors.HFValidationError, UnicodeEncodeError):  # about what was asked, not about the answer
+        raise
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise HubUnreachable(constants.ENDPOINT, "what answers there is no Hub") from error
 
 
 def check_access(repository: Repository, on_notice: OnNotice) -> None:
@@ -161,14 +148,6 @@ def _is_about_trust(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _refuse_unsafe(repo: str, name: str) -> None:
-    parts = name.split("/")
-    if name.startswith("/") or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        raise UnusableRepository(
-            f"{repo} holds a file named {name!r}, which could leave its folder.", "Do not use this repository."
-        )
-
-
 @contextmanager
 def plain_errors(repo: str, revision: str | None, mirror: str | None) -> Iterator[None]:
     """Turn what huggingface_hub and its HTTP library raise into this program's errors."""
@@ -189,5 +168,3 @@ def plain_errors(repo: str, revision: str | None, mirror: str | None) -> Iterato
         raise bad_token() from None
     except httpx2.HTTPError as error:
         raise HubUnreachable(constants.ENDPOINT, str(error) or type(error).__name__) from error
-    except json.JSONDecodeError as error:  # a login page of the network, perhaps
-        raise HubUnreachable(constants.ENDPOINT, "what answers there is no Hub") from error
