@@ -22,7 +22,7 @@ from quantize.adapter import (
 )
 from quantize.adapter import read_settings as read_adapter_settings
 from quantize.choices import Choices, parse_choices
-from quantize.errors import QuantizeError
+from quantize.errors import DiskFull, QuantizeError
 from quantize.gguf_model import GGUFModel, read_gguf_model
 from quantize.gguf_reader import read_hyperparameters
 from quantize.header import Provenance
@@ -40,6 +40,7 @@ __all__ = [
     "AdapterSettings",
     "Choices",
     "ConversionReport",
+    "DiskFull",
     "FileType",
     "GGUFModel",
     "Prediction",

@@ -126,6 +126,14 @@ class OutputError(QuantizeError):
         self.next_step = next_step
 
 
+class DiskFull(OutputError):
+    """There is no room for the GGUF file, of which nothing has been written yet; `needed_bytes` is its size."""
+
+    def __init__(self, path: Path, needed_bytes: int) -> None:
+        super().__init__(path, "the disk is full", "Free some space, then run the same command again.")
+        self.needed_bytes = needed_bytes
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 

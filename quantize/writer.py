@@ -25,10 +25,12 @@ from gguf.gguf_writer import WriterState
 from quantize.claim import create_partial, partial_path, remove_leftovers
 from quantize.digest import OrderedDigest
 from quantize.direct import DirectFile
-from quantize.errors import CheckpointError, OutputError
+from quantize.errors import CheckpointError, DiskFull, OutputError
 from quantize.ggml import Buffer, read_tensor_table, row_size
 from quantize.journal import Journal
 from quantize.recipe import QType
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,12 @@ class GGUFFile:
             self._fd = create_partial(self.path)
         with open(self._fd, "wb", closefd=False) as file:
             file.write(encoded)
-        _reserve(self._fd, self.size_bytes)
+        try:
+            _reserve(self._fd, self.size_bytes)
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise DiskFull(self.path, self.size_bytes) from error
+            raise
 
     def _note_what_is_there(self) -> None:
         """Header, padding and the tensors of an earlier run."""
@@ -290,6 +297,6 @@ def _refuse_what_is_no_file(path: Path) -> None:
 def _output_error(path: Path, error: OSError) -> OutputError:
     if isinstance(error, BlockingIOError):
         return OutputError(path, "is being made by another process", "Wait until that one is done.")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _NO_SPACE:
         return OutputError(path, "the disk is full", "Free some space, then run the same command again.")
     return OutputError(path, f"cannot be written ({error.strerror})", "Choose a place that can be written to.")

@@ -326,9 +326,15 @@ def test_no_room_names_the_largest_models_that_could_go(
     assert "Free some space: llamachat rm other:q8_0 (0.3 MB), llamachat rm mine:q4_0 (0.2 MB), " in result.stderr
 
 
-def test_a_disk_that_fills_up_while_writing(small_disk: Path, run: RunCommand, checkpoint: Path) -> None:
-    (small_disk / "ballast").write_bytes(bytes(500_000))
-    Refusal(run, small_disk)("pull", checkpoint, "--quant", "f16", says="disk is full", next_step="Free some space")
+def test_no_room_for_what_a_directory_becomes(small_disk: Path, run: RunCommand, checkpoint: Path) -> None:
+    """Refused before any weight is read, with the numbers and what could go."""
+    assert small_disk
+    add_model("mine", "q4_0", filler_bytes=500_000)
+    refused = run("pull", checkpoint, "--quant", "f16")
+    assert refused.returncode == 1
+    assert "MB are needed, 0.1 MB are free." in refused.stderr
+    assert "Free some space: llamachat rm mine:q4_0 (0.5 MB), " in refused.stderr
+    assert not list((small_disk / "staging").iterdir())
 
 
 def test_a_disk_that_fills_up_while_downloading(

@@ -23,15 +23,14 @@ from llamachat.errors import (
     BadReference,
     CacheDamaged,
     NameTaken,
-    NoRoom,
     NotAModelFile,
-    Shortage,
     describe_os_error,
 )
 from llamachat.models import store
 from llamachat.models.gguf_names import base_name, shard_name, shard_of, without_quant
 from llamachat.models.manifest import Manifest
 from llamachat.models.names import is_valid_name
+from llamachat.models.plan import free_bytes, no_room
 from llamachat.models.progress import Progress
 from llamachat.paths import home_dir, staging_dir
 
@@ -192,10 +191,9 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _require_room(source: Path) -> None:
-    needed, free = source.stat().st_size, shutil.disk_usage(home_dir()).free
+    needed, free = source.stat().st_size, free_bytes(home_dir())
     if needed > free:
-        largest = [(model.label, model.size_bytes) for model in store.largest_stored()]
-        raise NoRoom([Shortage(home_dir(), needed, free)], largest)
+        raise no_room(home_dir(), needed, free)
 
 
 @contextmanager

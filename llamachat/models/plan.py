@@ -41,8 +41,13 @@ class PullPlan:
     def require_room(self) -> None:
         """Raise `NoRoom` if there is none."""
         if not self.fits:
-            largest = [(model.label, model.size_bytes) for model in store.largest_stored()]
-            raise NoRoom([Shortage(self.directory, self.needed_bytes, self.free_bytes)], largest)
+            raise no_room(self.directory, self.needed_bytes, self.free_bytes)
+
+
+def no_room(directory: Path, needed_bytes: int, free_bytes: int) -> NoRoom:
+    """The refusal, with the numbers and what could go."""
+    largest = [(model.label, model.size_bytes) for model in store.largest_stored()]
+    return NoRoom([Shortage(directory, needed_bytes, free_bytes)], largest)
 
 
 def make_plan(
@@ -64,7 +69,7 @@ def make_plan(
         temporary_bytes=n_temporary,
         output_bytes=output_bytes,
         needed_bytes=n_needed,
-        free_bytes=_free_bytes(staged.parent),
+        free_bytes=free_bytes(staged.parent),
     )
 
 
@@ -72,10 +77,10 @@ def plan_files(label: str, files: Sequence[RemoteFile], directory: Path) -> Pull
     """Plan to fetch files as they are, which then become the model."""
     n_download = sum(n_missing(file, directory / file.name) for file in files)
     home = home_dir()
-    return PullPlan(label, home, n_download, 0, sum(f.size_bytes for f in files), n_download, _free_bytes(home))
+    return PullPlan(label, home, n_download, 0, sum(f.size_bytes for f in files), n_download, free_bytes(home))
 
 
-def _free_bytes(directory: Path) -> int:
+def free_bytes(directory: Path) -> int:
     """Free space where `directory` is, or will be."""
     while not directory.exists():
         directory = directory.parent

@@ -14,6 +14,7 @@ from llamachat.models import store
 from llamachat.models.hub import RemoteFile, Repository
 from llamachat.models.locks import flat
 from llamachat.models.manifest import Manifest
+from llamachat.models.plan import free_bytes, no_room
 from llamachat.models.progress import Progress
 from llamachat.paths import staging_dir
 
@@ -78,16 +79,19 @@ def convert_and_publish(
     supply: quantize.Supply | None = None,
 ) -> store.StoredModel:
     """Convert into the staged directory and move that into the store; with a `supply`, resumably."""
-    report = quantize.convert(
-        checkpoint,
-        target.staged_dir / target.file_name,
-        target.file_type,
-        provenance=target.provenance(repository),
-        pre_tokenizer=target.pre_tokenizer,
-        progress=lambda done, total: progress("quantize", done, total),
-        journal=target.journal_path if supply else None,
-        supply=supply,
-    )
+    try:
+        report = quantize.convert(
+            checkpoint,
+            target.staged_dir / target.file_name,
+            target.file_type,
+            provenance=target.provenance(repository),
+            pre_tokenizer=target.pre_tokenizer,
+            progress=lambda done, total: progress("quantize", done, total),
+            journal=target.journal_path if supply else None,
+            supply=supply,
+        )
+    except quantize.DiskFull as full:
+        raise no_room(staging_dir(), full.needed_bytes, free_bytes(staging_dir())) from full
     return store.publish(target.staged_dir, _manifest(target, repository, sources, report), progress)
 
 
