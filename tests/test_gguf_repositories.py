@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,20 @@ def test_a_cached_file_is_linked_into_the_store(cached: Path, run: RunCommand, h
     result = pull(run, f"{REPO}:Q8_0")
     assert Path(result["path"]).samefile(cached / "Tiny.Q8_0.gguf")
     assert result["revision"] == cached.name
+
+
+def test_a_cached_file_on_another_file_system_is_planned_as_a_copy(
+    cached: Path, run: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_disk = Path("/dev/shm")
+    if not other_disk.is_dir() or other_disk.stat().st_dev == cached.stat().st_dev:
+        pytest.skip("needs a second file system")
+    with tempfile.TemporaryDirectory(dir=other_disk) as home:
+        monkeypatch.setenv("LLAMACHAT_HOME", home)
+        plan = pull(run, f"{REPO}:Q8_0", "--dry-run")
+        assert (plan["download_bytes"], plan["needed_bytes"]) == (0, plan["output_bytes"])
+        monkeypatch.setenv("LLAMACHAT_HOME", str(cached.parent))
+        assert pull(run, f"{REPO}:Q8_0", "--dry-run")["needed_bytes"] == 0
 
 
 def test_a_damaged_file_in_the_cache_is_named(cached: Path, run: RunCommand, home: Path) -> None:

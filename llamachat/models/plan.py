@@ -74,17 +74,38 @@ def make_plan(
 
 
 def plan_files(label: str, files: Sequence[RemoteFile], directory: Path) -> PullPlan:
-    """Plan to fetch files as they are, which then become the model."""
+    """Plan to fetch files as they are, which then become the model.
+
+    What a link leads to on another file system will be copied, for it cannot be linked into the store.
+    """
     n_download = sum(n_missing(file, directory / file.name) for file in files)
     home = home_dir()
-    return PullPlan(label, home, n_download, 0, sum(f.size_bytes for f in files), n_download, free_bytes(home))
+    device = _existing(home).stat().st_dev
+    elsewhere = [file for file in files if _is_link_from(directory / file.name, device)]
+    return PullPlan(
+        label=label,
+        directory=home,
+        download_bytes=n_download,
+        temporary_bytes=0,
+        output_bytes=sum(file.size_bytes for file in files),
+        needed_bytes=n_download + sum(file.size_bytes for file in elsewhere),
+        free_bytes=free_bytes(home),
+    )
+
+
+def _is_link_from(path: Path, device: int) -> bool:
+    return path.is_symlink() and path.stat().st_dev != device
 
 
 def free_bytes(directory: Path) -> int:
     """Free space where `directory` is, or will be."""
+    return shutil.disk_usage(_existing(directory)).free
+
+
+def _existing(directory: Path) -> Path:
     while not directory.exists():
         directory = directory.parent
-    return shutil.disk_usage(directory).free
+    return directory
 
 
 def _most_at_a_time(sizes: list[int]) -> int:
