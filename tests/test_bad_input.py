@@ -48,7 +48,7 @@ class Refusal:
         self, *arguments: object, says: str, next_step: str, text: str | None = None, starts_over: str | None = None
     ) -> None:
         result = self._run(*arguments, text=text)
-        progress = ("Downloading", "Quantizing", "  model-")
+        progress = ("Planned", "Downloading", "Quantizing", "  model-")
         talk = [line for line in result.stderr.splitlines() if not line.startswith(progress)]
         if starts_over:
             notice = talk.pop(0)

@@ -211,6 +211,9 @@ def test_the_plan_is_exact_and_moves_no_weights(hub: HubStandIn, checkpoint: Pat
     assert plan["fits"]
     pulled = run("pull", REPO, "--quant", "q8_0", "--json")
     assert plan["output_bytes"] == json.loads(pulled.stdout)["size_bytes"]
+    said = pulled.stderr.splitlines()[0]  # before the first byte
+    assert said.startswith("Planned: 38 MB to download; 20.2 MB for the model and up to 34.2 MB of weights at a time; ")
+    assert re.search(rf" 54\.4 MB needed of [\d.]+ GB free in {home / 'staging'}\.$", said)
     n_megabytes = f"{sum(sizes) / 1e6:.1f}"
     last = rf"^Downloading: {n_megabytes} of {n_megabytes} MB, 100 %, [\d.]+ [kMG]B/s$"
     assert re.search(last, pulled.stderr, re.MULTILINE), pulled.stderr

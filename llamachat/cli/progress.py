@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from llamachat.models.plan import PullPlan
     from llamachat.models.progress import Progress
 
 _PLAIN_EVERY_S = 5.0
@@ -46,6 +47,9 @@ class _Bars:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         self._show(stage, _TITLES[stage], done, total, is_bytes=stage != "quantize")
+
+    def planned(self, plan: PullPlan) -> None:
+        self.notice(_in_words(plan))
 
     def file(self, name: str, done: int, total: int) -> None:
         self._show(f"file {name}", f"  {visible(name)}", done, total, is_bytes=True)
@@ -97,6 +101,9 @@ class _PlainLines:
         ]
         out.note(f"{_TITLES[stage]}: {', '.join(filter(None, facts))}")
 
+    def planned(self, plan: PullPlan) -> None:
+        out.note(_in_words(plan))
+
     def file(self, name: str, done: int, total: int) -> None:
         """In a pipe a file has its line when it is here."""
 
@@ -108,6 +115,14 @@ class _PlainLines:
 
     def notice(self, text: str) -> None:
         out.note(text)
+
+
+def _in_words(plan: PullPlan) -> str:
+    weights = f" and up to {size(plan.temporary_bytes)} of weights at a time" if plan.temporary_bytes else ""
+    return (
+        f"Planned: {size(plan.download_bytes)} to download; {size(plan.output_bytes)} for the model{weights}; "
+        f"{size(plan.needed_bytes)} needed of {size(plan.free_bytes)} free in {plan.directory}."
+    )
 
 
 def _speed(per_second: float, *, is_bytes: bool) -> str:

@@ -228,7 +228,7 @@ class _FilesOnly:
 
     def __init__(self, progress: Progress) -> None:
         self.file, self.paused, self.arrived = progress.file, progress.paused, progress.arrived
-        self.notice = progress.notice
+        self.planned, self.notice = progress.planned, progress.notice
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Say nothing."""

@@ -47,7 +47,9 @@ def pull_checkpoint(
         small = _fetch_small(repository, checkpoint, progress)
         shards = _shards(repository, checkpoint)
         require_access(repository, shards, checkpoint, progress.notice)
-        _plan(repository, checkpoint, target, keep=keep).require_room()
+        plan = _plan(repository, checkpoint, target, keep=keep)
+        plan.require_room()
+        progress.planned(plan)
         target.staged_dir.mkdir(parents=True, exist_ok=True)
         watch = Transfer(shards, checkpoint, progress)
         with Arrival(repository, shards, checkpoint, watch, keep=keep) as arrival:

@@ -52,7 +52,9 @@ def pull_gguf(
     with _staged(repository, choice, on_wait) as staged:
         link_cached(repository, choice.files, staged)
         adopt(repository, choice.files, staged, progress)
-        _plan(target, choice, staged).require_room()
+        plan = _plan(target, choice, staged)
+        plan.require_room()
+        progress.planned(plan)
         fetch(repository, choice.files, staged, Transfer(list(choice.files), staged, progress))
         model, _ = store_gguf(_source(repository, target, choice, staged), progress, replace=True)
         if not keep:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from llamachat.models.plan import PullPlan
 
 
 class Progress(Protocol):
@@ -10,6 +13,9 @@ class Progress(Protocol):
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """How far a stage is: "download", "import" and "verify" count bytes, "quantize" counts weights."""
+
+    def planned(self, plan: PullPlan) -> None:
+        """What is about to be done, before the first weight moves; there is room for it."""
 
     def file(self, name: str, done: int, total: int) -> None:
         """How far the download of a file is, in bytes."""

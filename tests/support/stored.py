@@ -11,6 +11,7 @@ import gguf
 
 from llamachat.models import store
 from llamachat.models.manifest import Manifest
+from llamachat.models.plan import PullPlan
 from llamachat.paths import staging_dir
 
 SHAPE = {"block_count": 4, "embedding_length": 64, "feed_forward_length": 128, "context_length": 4096}
@@ -21,6 +22,9 @@ class Silent:
     """A `Progress` that shows nothing."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """See `Progress`."""
+
+    def planned(self, plan: PullPlan) -> None:
         """See `Progress`."""
 
     def file(self, name: str, done: int, total: int) -> None:
