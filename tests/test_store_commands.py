@@ -144,6 +144,17 @@ def test_prune_finds_what_is_left_behind_and_leaves_models_alone(run: RunCommand
     assert "Nothing is left behind" in run("prune").stderr
 
 
+def test_prune_counts_what_it_frees(run: RunCommand, home: Path) -> None:
+    """A GGUF that was kept is the same content as the stored model."""
+    kept = home / "staging" / f"someone--tiny@{COMMIT}"
+    stored = add_model(filler_bytes=500_000) / "tiny-q8_0.gguf"
+    kept.mkdir(parents=True)
+    (kept / "tiny.Q8_0.gguf").hardlink_to(stored)
+    assert json.loads(run("prune", "--yes", "--json").stdout)["freed_bytes"] < 100_000
+    assert not kept.exists()
+    assert stored.exists()
+
+
 def test_prune_does_not_touch_what_a_live_process_holds(run: RunCommand, home: Path) -> None:
     left = _leave_behind(home)
     with locked("someone/tiny"), locked(f"someone--tiny@{COMMIT}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own is
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file or directory nobody needs any more. `size_bytes` is what it takes on the disk, holes left out.
+    """A file or directory nobody needs any more. `size_bytes` is what its removal frees: no holes, no linked content.
 
     `locks` are the names under which a pull would hold it.
     """
@@ -105,7 +106,10 @@ def _is_unfinished(directory: Path) -> bool:
 
 
 def disk_usage(path: Path) -> int:
-    """What a file or a directory takes on the disk. Links count as themselves; what has just gone counts nothing."""
+    """What a file or a directory takes on the disk.
+
+    Links count as themselves; what has just gone, or has its content under another name as well, counts nothing.
+    """
     total = _allocated(path)
     if path.is_dir() and not path.is_symlink():
         for directory, subdirectories, names in os.walk(path):
@@ -117,6 +121,8 @@ def _allocated(path: Path) -> int:
     try:
         status = path.lstat()
     except OSError:
+        return 0
+    if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
         return 0
     return status.st_blocks * _BLOCK_BYTES if hasattr(status, "st_blocks") else status.st_size
 
