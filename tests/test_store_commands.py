@@ -76,12 +76,15 @@ def test_what_is_missing_or_short_is_not_offered_as_a_model(damage: str, run: Ru
 def test_verify_knows_other_names_and_other_sources(run: RunCommand) -> None:
     (add_model("mine", "q4_0") / "mine-q4_0.gguf").unlink()
     (add_model("from-here", "q8_0", repo=None, revision=None) / "from-here-q8_0.gguf").unlink()
+    imported = {"repo": None, "revision": None, "versions": {"llamachat": "0.1.0"}}
+    (add_model("imported", "q8_0", **imported) / "imported-q8_0.gguf").unlink()
     repo = "Qwen/Qwen2.5-0.5B-Instruct"
     (add_model("qwen2.5-0.5b-instruct", "q8_0", repo=repo) / "qwen2.5-0.5b-instruct-q8_0.gguf").unlink()
     mends = {model["model"]: model["mend"] for model in json.loads(run("verify", "--json").stdout)["models"]}
     assert mends == {
         "mine:q4_0": f"llamachat pull someone/tiny --revision {COMMIT} --quant q4_0 --name mine",
         "from-here:q8_0": "llamachat pull ./CHECKPOINT-DIRECTORY --quant q8_0 --name from-here",
+        "imported:q8_0": "llamachat pull ./MODEL.gguf --name imported",
         "qwen2.5-0.5b-instruct:q8_0": f"llamachat pull qwen2.5-0.5b-instruct --revision {COMMIT} --quant q8_0",
     }
 

@@ -145,7 +145,9 @@ def _mend_broken(entry: BrokenEntry, catalog: Catalog) -> str:
 
 
 def _pull_command(manifest: Manifest, catalog: Catalog, adapters: Sequence[str] = ()) -> str:
-    """The command that makes exactly this model again; for one made from a directory, as far as that is known."""
+    """The command that makes exactly this model again; for one made from local files, as far as that is known."""
+    if manifest.repo is None and manifest.versions and "gguf" not in manifest.versions:  # imported, not converted
+        return shlex.join(["llamachat", "pull", "./MODEL.gguf", "--name", manifest.name, *adapters])
     spec = catalog.find(manifest.name)
     if manifest.repo is None:
         source = "./CHECKPOINT-DIRECTORY"
