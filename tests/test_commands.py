@@ -148,12 +148,15 @@ def test_an_answer_anew_that_never_began(talk: Talk, line: str, asked: str, undo
 def test_a_question_that_was_never_answered_is_there_after_a_restart(talk: Talk, before: list[str]) -> None:
     for text in before:
         talk.say(text, b"1")
-    never_begun(talk, "Two")
+    question = "Two " * 60
+    never_begun(talk, question)
     for _ in range(2):
-        assert "Your last message was not answered" in talk.do("/resume 1").text
+        said = talk.do("/resume 1").text
+        assert "Your last message was not answered; /retry asks it again: Two Two " in said
+        assert question.strip() not in said
         assert talk.chat.session.conversation.system == "Be brief."
     talk.do("/retry", b"2")
-    assert talk.contents() == talk.stored() == [*(["One", "1"] if before else []), "Two", "2"]
+    assert talk.contents() == talk.stored() == [*(["One", "1"] if before else []), question, "2"]
     never_begun(talk, "Three")
     assert talk.do("/undo").text == "Took back 1 turn, from: Three"
     assert "not answered" not in talk.do("/resume 1").text
@@ -289,6 +292,24 @@ def test_another_model_brings_its_own_template(talk: Talk, monkeypatch: pytest.M
         talk.do("/model jinja")
     assert talk.chat.model == models["llama-2"], "it goes on with the one it had"
     assert not engines[-1].answers, "closed"
+
+
+def test_another_conversation_goes_on_as_it_stopped(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "open_engine", lambda _, options, *__: FakeEngine([b"2"], n_ctx=options.n_ctx))
+    talk.do("/set temperature 0.1")
+    talk.say("One", b"1")
+    talk.do("/fork")
+    talk.do("/set temperature 0.9")
+    talk.do("/set ctx 500")
+    talk.do("/resume")
+    assert talk.chat.record
+    assert talk.chat.record.session_id == 1, "the newest other one"
+    assert (talk.chat.session.sampling.temperature, talk.chat.session.engine.info.n_ctx) == (0.1, 600)
+    talk.do("/resume")
+    assert (talk.chat.session.sampling.temperature, talk.chat.session.engine.info.n_ctx) == (0.9, 500)
+    talk.chat.model = replace(talk.chat.model, name="other")
+    assert talk.do("/resume 1").text.endswith("/model fake:q8_0")
+    assert talk.chat.session.sampling.temperature == 0.9
 
 
 def test_a_named_model_goes_on_as_before_if_it_is_the_same(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,6 +247,25 @@ def test_completion(start: StartChat, tmp_path: Path) -> None:
     assert b"]0;x" not in chat.raw
 
 
+def test_what_commands_take_is_completed(start: StartChat) -> None:
+    chat = start(echo(2))
+    chat.enter("Hi")
+    chat.wait_for("Answer 1.\n\n>")
+    for typed, completed in (
+        ("/resume ", "/resume 1"),
+        ("/set ct", "/set ctx"),
+        ("/retry see", "/retry seed="),
+        ("/model smollm2-135m-in", "/model smollm2-135m-instruct:q4_1"),
+    ):
+        chat.send(typed + TAB)
+        chat.wait_until(lambda completed=completed: chat.cursor_line == f"> {completed}")  # type: ignore[misc]
+        chat.send(CTRL_C)
+        chat.wait_until(lambda: chat.cursor_line == ">")
+
+    again = start(echo(2), "--resume")
+    assert "Conversation 1 goes on after 1 turn: Hi" in again.text
+
+
 # --- while the model loads ----------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llamachat.chat.history import History, SessionFacts, StoredSession
+from llamachat.chat.history.titles import make_title
 from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Answer, LeftOut, Overflow, Session
@@ -63,12 +64,17 @@ class OpenChat:
     attached: list[str] = field(default_factory=list)
     """Texts of files that go before the next message."""
     last_answer: Answer | None = None
+    resumed: StoredSession | None = None
+    """The stored conversation that goes on, as it was then."""
 
     def reopen(self, model: StoredModel, options: EngineOptions) -> None:
         """Go on with another model, or the same one opened otherwise. If that fails everything is as it was."""
         same = model.path == self.model.path
-        changed = replace(self.options, engine=options, template=self.options.template if same else None)
-        engine, adapters = _open_engine(model, options)
+        self._become(model, replace(self.options, engine=options, template=self.options.template if same else None))
+        self._keep_facts()
+
+    def _become(self, model: StoredModel, changed: ChatOptions) -> None:
+        engine, adapters = _open_engine(model, changed.engine)
         try:
             choice = _choose_template(model, engine, changed)
             sampling = _sampling(model, choice, engine.info.metadata, changed)
@@ -80,7 +86,6 @@ class OpenChat:
         self.session.engine.close()
         self.session.change(engine, choice.template, sampling)
         self.options, self.model, self.choice, self.adapters = changed, model, choice, adapters
-        self._keep_facts()
 
     def set_sampling(self, values: Mapping[str, float]) -> None:
         """Change how answers are sampled from now on, whichever model gives them."""
@@ -93,7 +98,22 @@ class OpenChat:
             self.record.keep_facts()
 
     def resume(self, stored: StoredSession) -> None:
-        """Go on with a stored conversation, with the model there is now."""
+        """Go on with a stored conversation as it stopped, if that was with the model there is now; else with that."""
+        if stored.facts.model == self.model.label:
+            self._answer_as(stored.facts)
+        self.adopt(stored)
+
+    def _answer_as(self, facts: SessionFacts) -> None:
+        engine = replace(self.options.engine, n_ctx=None, adapters=())
+        options = _as_before(replace(self.options, sampling={}, template=None, engine=engine), facts, same_model=True)
+        now = self.facts()
+        if (now.template, now.n_ctx, now.adapters) != (facts.template, facts.n_ctx, facts.adapters):
+            self._become(self.model, options)
+        self.options, self.session.sampling = options, facts.sampling_params()
+
+    def adopt(self, stored: StoredSession) -> None:
+        """Go on with a stored conversation as answers are made now."""
+        self.resumed = stored
         if self.record:
             self.record.adopt(stored)
         self.session.resume(stored.conversation, stored.unanswered)
@@ -211,7 +231,9 @@ def describe_resumed(stored: StoredSession) -> str:
     n_turns = len(stored.conversation.turns)
     lines = [f"Conversation {stored.id} goes on after {count(n_turns, 'turn')}: {stored.title}"]
     if stored.unanswered:
-        lines.append(f"Your last message was not answered; /retry asks it again: {stored.unanswered.content}")
+        lines.append(
+            f"Your last message was not answered; /retry asks it again: {make_title(stored.unanswered.content)}"
+        )
     elif stored.finish_reason == "interrupted":
         lines.append("The last answer was cut short; /continue goes on with it.")
     return "\n".join(lines)
@@ -239,7 +261,7 @@ def open_chat(
                 record = HistoryRecord(history, opened.facts, lambda error: out.warning(f"{error} {error.next_step}"))
                 opened.record = opened.session.record = record
             if stored:
-                opened.resume(stored)
+                opened.adopt(stored)
                 if opened.facts().model_sha256 != stored.facts.model_sha256:
                     out.note(f"It began with another model: {stored.facts.model}, of other content.")
             yield opened

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
 from llamachat.cli.terminal.commands import COMMANDS, is_command
+from llamachat.cli.terminal.commands.settings import SAMPLING_NAMES, SETTINGS_NAMES
 from llamachat.cli.terminal.escapes import visible
 
 Words = Callable[[], Iterable[str]]
@@ -23,7 +23,12 @@ class ChatCompleter(Completer):
 
     def __init__(self, words: Mapping[str, Words] | None = None) -> None:
         """`words` gives, by command, what its first argument can be."""
-        self._words: Mapping[str, Words] = {"/set": _settings, "/retry": _settings, "/model": _models, **(words or {})}
+        self._words: Mapping[str, Words] = {
+            "/set": lambda: SETTINGS_NAMES,
+            "/retry": _sampling,
+            "/model": _models,
+            **(words or {}),
+        }
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
@@ -57,13 +62,14 @@ def _starting_with(text: str, words: Iterable[str]) -> Iterable[Completion]:
     return (Completion(word, -len(text)) for word in words if word.startswith(text))
 
 
-def _settings() -> Iterable[str]:
-    from llamachat.engine.sampling import SamplingParams
-
-    return [field.name for field in fields(SamplingParams)]
+def _sampling() -> Iterable[str]:
+    return [f"{name}=" for name in SAMPLING_NAMES]
 
 
 def _models() -> Iterable[str]:
     from llamachat.models import store
+    from llamachat.models.catalog import load_catalog
+    from llamachat.models.embedded import find_embedded
 
-    return [stored.label for stored in store.list_stored()]
+    embedded = find_embedded(load_catalog())
+    return [stored.label for stored in (*store.list_stored(), *([embedded] if embedded else []))]

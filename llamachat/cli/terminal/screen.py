@@ -9,9 +9,17 @@ from shutil import get_terminal_size
 from textwrap import fill
 
 from llamachat.chat.session import Answer, LeftOut, Notice, SessionEvent, TextPiece
-from llamachat.cli.opening import ChatOptions, OpenChat, describe_left_out, describe_read_again, open_chat
+from llamachat.cli.opening import (
+    ChatOptions,
+    OpenChat,
+    describe_left_out,
+    describe_read_again,
+    describe_resumed,
+    open_chat,
+)
 from llamachat.cli.output import out
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
+from llamachat.cli.terminal.commands.keep import session_words
 from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
 from llamachat.cli.terminal.notice import PrefillNotice
 from llamachat.cli.terminal.reader import Reader, open_reader
@@ -35,8 +43,11 @@ def open_screen(model: str | None, options: ChatOptions, *, resume: str | None, 
 def run_screen(chat: OpenChat, reader: Reader, *, show_stats: bool) -> None:
     """Talk until the user leaves (/exit, Ctrl-D, or Ctrl-C twice at an empty prompt)."""
     toolbar = Toolbar(chat)
-    reader.attach(toolbar=toolbar, count_tokens=toolbar.count_tokens)
+    words = {"/resume": lambda: session_words(chat)}
+    reader.attach(toolbar=toolbar, count_tokens=toolbar.count_tokens, words=words)
     out.note(fill(chat.describe(), get_terminal_size().columns, break_on_hyphens=False))
+    if chat.resumed:
+        out.note(describe_resumed(chat.resumed))
     out.note("/help shows the commands, Ctrl-D leaves.")
     interrupted = False
     while (line := _next_line(reader, toolbar, interrupted=interrupted)) is not None:

@@ -10,6 +10,7 @@ from llamachat.chat.history import History
 from llamachat.cli.format import count, moment
 from llamachat.cli.opening import OpenChat, describe_resumed
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
+from llamachat.errors import LlamachatError
 
 _N_LISTED = 15
 
@@ -21,11 +22,24 @@ def _sessions(chat: OpenChat, _argument: str) -> Reply:
     return Reply("\n".join(lines) or "There is no saved conversation yet.")
 
 
+def session_words(chat: OpenChat) -> list[str]:
+    """The ids that /resume takes, the one used last first."""
+    try:
+        return [str(summary.id) for summary in _history(chat).sessions(_N_LISTED)]
+    except LlamachatError:  # Tab is no question that deserves an error
+        return []
+
+
 def _resume(chat: OpenChat, argument: str) -> Reply:
     history = _history(chat)
-    stored = history.load(history.find(argument))
+    others = (summary.id for summary in history.sessions() if chat.record and summary.id != chat.record.session_id)
+    stored = history.load(history.find(argument or str(next(others, ""))))
     chat.resume(stored)
-    return Reply(describe_resumed(stored))
+    held_with = stored.facts.model
+    there = (
+        "" if held_with == chat.model.label else f"\nIt was held with another model; back to that: /model {held_with}"
+    )
+    return Reply(describe_resumed(stored) + there)
 
 
 def _search(chat: OpenChat, argument: str) -> Reply:
@@ -52,7 +66,7 @@ def _fork(chat: OpenChat, argument: str) -> Reply:
     head = chat.session.conversation.messages[-1].key
     copied = replace(tree, title=argument or tree.title, head=head, messages=tuple(tree.path(head)))
     stored = history.load(history.add_tree(copied))
-    chat.resume(stored)
+    chat.adopt(stored)
     return Reply(f"Conversation {stored.id} begins as a copy of {tree.id} and goes its own way: {stored.title}")
 
 
@@ -90,7 +104,7 @@ def _session_id(chat: OpenChat) -> int:
 KEEP = (
     Command("fork", "[NAME]", "go on in a copy of this conversation", _fork),
     Command("sessions", "", "list the conversations that are kept", _sessions),
-    Command("resume", "[ID]", "go on with another conversation; the newest without ID", _resume),
+    Command("resume", "[ID]", "go on with another conversation; the newest other without ID", _resume),
     Command("search", "WORDS", "find what was said, in all conversations", _search),
     Command("title", "[TEXT]", "show or change what this conversation is called", _title),
     Command("export", "FILE.md|.json|.html", "write this conversation to a file", _export),

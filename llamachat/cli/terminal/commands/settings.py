@@ -29,6 +29,7 @@ _MAX_TOKENS: Limits = (int, 1, 10_000_000)
 _CTX: Limits = (int, 256, 10_000_000)
 """Name → its type, the lowest and the highest value."""
 
+SAMPLING_NAMES = tuple(_SAMPLING)
 SETTINGS_NAMES = (*_SAMPLING, "max_tokens", "ctx")
 
 
