@@ -322,6 +322,11 @@ def test_a_named_model_goes_on_as_before_if_it_is_the_same(home: Path, monkeypat
         assert (chat.choice.template.name, chat.session.sampling.seed) == ("zephyr", 7)
 
 
+def test_an_adapter_that_is_not_there(talk: Talk) -> None:
+    with pytest.raises(LlamachatError, match="no file, and no adapter of fake"):
+        talk.do("/adapter nowhere.gguf")
+
+
 @pytest.mark.parametrize(
     "line", ["/undo", "/retry", "/edit", "/edit x", "/continue", "/pin", "/prompt", "/copy", "/stats"]
 )

@@ -15,13 +15,13 @@ from llamachat.models.stored_adapters import StoredAdapter
 def find_adapter(text: str, model: StoredModel) -> Path:
     """The adapter of `model` called `text` (an adapter ORG/REPO also by its REPO); a file of that name comes first.
 
-    What is neither is taken for a path, of which `check_adapter` says what is wrong.
+    Raises `UnusableAdapter` for what is neither; what else may be at that place, `check_adapter` says.
     """
     if Path(text).is_file():
         return Path(text)
     if found := _find_named(text, model):
         return found.path
-    if not Path(text).exists() and model.adapters:
+    if not Path(text).exists():
         raise UnusableAdapter(f"{text[:80]!r} is no file, and no adapter of {model.label}.", _those_of(model))
     return Path(text)
 
