@@ -13,7 +13,7 @@ import pytest
 from llamachat.chat.history import History, SessionFacts
 from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
-from llamachat.chat.session import Answer, Session
+from llamachat.chat.session import Answer, Session, TextPiece
 from llamachat.chat.templates import ChatML, TemplateChoice
 from llamachat.cli import opening
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
@@ -160,6 +160,16 @@ def test_a_question_that_was_never_answered_is_there_after_a_restart(talk: Talk,
     never_begun(talk, "Three")
     assert talk.do("/undo").text == "Took back 1 turn, from: Three"
     assert "not answered" not in talk.do("/resume 1").text
+
+
+def test_an_answer_that_nobody_listens_to_any_more_is_kept(talk: Talk) -> None:
+    talk.say("One", b"1")
+    talk.engine.answers.append([b"Tw", b"o"])
+    answer = talk.chat.session.send("Two", threading.Event())
+    assert next(event for event in answer if isinstance(event, TextPiece)).text == "Tw"
+    del answer  # as when the terminal or the reader of a pipe has gone
+    assert talk.stored() == ["One", "1", "Two", "Tw"]
+    assert "cut short; /continue" in talk.do("/resume 1").text
 
 
 def test_the_system_prompt_is_kept_before_anything_is_said_to_it(talk: Talk) -> None:

@@ -135,7 +135,8 @@ class HistoryRecord:
         if key is not None and self.session_id is not None:
             with self._trouble():
                 self.history.update_answer(key, content, finish_reason="interrupted")
-                self.history.set_head(self.session_id, self._without_answer)
+                if not content or self._without_answer == self._head:  # else it goes on as one that was cut short
+                    self.history.set_head(self.session_id, self._without_answer)
 
     def move(self, conversation: Conversation) -> None:
         """See `Record`."""

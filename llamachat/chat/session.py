@@ -80,9 +80,9 @@ class Record(Protocol):
         """Keep the whole answer; return its key."""
 
     def give_up(self, content: str) -> None:
-        """The answer failed, or never began: the conversation stays as it was before. Keep what there was of it.
+        """The answer failed, never began, or nobody listened any more. Keep what there was of it.
 
-        What was asked stays the last word, unless it was asked in place of something else.
+        With what was asked it is the last word, unless it was asked in place of something else.
         """
 
     def move(self, conversation: Conversation) -> None:
