@@ -30,3 +30,22 @@ def test_file_names_and_notices_do_not_steer_the_terminal(monkeypatch: pytest.Mo
     for sign in ("", "1", "2", "4"):
         assert SHOWN + sign in text
     assert not any(steering in text for steering in ("\x1b]", "\x07", "\x9b", "\u202e"))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_however_narrow_the_terminal_how_far_it_is_can_be_read(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    out = Output()
+    talk = Console(file=screen, force_terminal=True, width=width, color_system=None, _environ={})
+    monkeypatch.setitem(out.__dict__, "talk", talk)
+    monkeypatch.setattr(progress, "out", out)
+    with progress.pull_progress() as shown:
+        shown("download", 3 * 10**9, 4 * 10**9)
+        shown("quantize", 1, 2)
+        shown.file("model-00001-of-00003.safetensors", 10**9, 2 * 10**9)
+    rows = [line for line in screen.getvalue().splitlines() if "%" in line]
+    total, _, file = rows[-3:]
+    assert " 75% " in total
+    assert " 50% " in file
+    assert "  model-00001" in file
+    assert total.rstrip().endswith(" --:--" if width < 60 else " -:--:--")

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from llamachat.models.progress import Progress
 
 _PLAIN_EVERY_S = 5.0
+_NARROW = 60
+"""A terminal of fewer columns has no room for bars."""
+_BESIDE_TITLE = 34
+_BESIDE_NARROW_TITLE = 25
+"""Columns that per cent, speed and time left take beside a title, and a short bar or none."""
 _TITLES = {"download": "Downloading", "import": "Importing", "quantize": "Quantizing", "verify": "Checking"}
 
 
@@ -30,10 +35,15 @@ def pull_progress() -> Iterator[Progress]:
         yield _PlainLines()
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    title, speed = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[speed]}")
-    columns = (title, BarColumn(), TaskProgressColumn(), speed)
-    with Progress(*columns, TimeRemainingColumn(), console=out.talk) as bars:
+    width = out.talk.width
+    is_narrow = width < _NARROW
+    n_title = max(8, width - (_BESIDE_NARROW_TITLE if is_narrow else _BESIDE_TITLE))
+    cut = Column(no_wrap=True, overflow="ellipsis", max_width=n_title)
+    title, speed = TextColumn("{task.description}", markup=False, table_column=cut), TextColumn("{task.fields[speed]}")
+    bar, left = [] if is_narrow else [BarColumn()], TimeRemainingColumn(compact=is_narrow)
+    with Progress(title, *bar, TaskProgressColumn(), speed, left, console=out.talk) as bars:
         yield _Bars(bars)
 
 
