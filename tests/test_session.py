@@ -9,7 +9,7 @@ import pytest
 
 from llamachat.chat.message import Message
 from llamachat.chat.session import Answer, Session, SessionEvent, TextPiece
-from llamachat.chat.templates import ChatML, NoTemplate, PromptTemplate
+from llamachat.chat.templates import ChatML, CodeLlama70b, NoTemplate, PromptTemplate
 from llamachat.engine.base import Engine, Prefill
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import EngineFailed, PromptTooLong
@@ -242,6 +242,16 @@ def test_a_stop_string_ends_the_answer(tokens: list[bytes], own: bool) -> None:
     assert contents(session) == ["Hi", "Yes."]
     say(session, "More")
     assert contents(session) == ["Hi", "Yes.", "More", "ok"]
+
+
+def test_a_stop_string_that_is_a_control_token_stops() -> None:
+    """Code Llama 70b ends its answers with <step>, which llama.cpp does not count among the tokens that end one."""
+    tokenizer = FakeTokenizer({"<s>": 256, "</s>": 257, "<step>": 258})
+    engine = FakeEngine([b"done", b"", b" and more"], tokenizer=tokenizer)
+    engine.ids = {b"": 258}
+    session = Session(engine, CodeLlama70b(), SamplingParams())
+    _, answer = say(session, "one")
+    assert (answer.content, answer.finish_reason) == ("done", "stop")
 
 
 def test_a_stop_string_at_the_limit_is_a_stop() -> None:

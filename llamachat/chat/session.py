@@ -298,6 +298,9 @@ class Session:
         continues_text = bool(begun) or self.template.continues_text
         strip_space = self.engine.tokenizer.adds_space_prefix and not continues_text
         stop = () if self.grammar else (*self.template.stop, *self._own_stop)
+        control = self.engine.tokenizer.control_tokens
+        stop_ids = {control[text] for text in stop if text in control}  # these have no text to be found in the answer
+        is_stopped = False
         decoder = TextDecoder(stop, strip_space=strip_space and not self.grammar)
         halt = _AnyOf(cancel)
         content = begun
@@ -307,6 +310,9 @@ class Session:
                 match event:
                     case Prefill():
                         yield event
+                    case Token(token_id, _) if is_stopped or token_id in stop_ids:
+                        is_stopped = True
+                        halt.set()
                     case Token(_, piece):
                         if decoded := decoder.feed(piece):
                             content += decoded
@@ -318,7 +324,7 @@ class Session:
                         if rest := decoder.finish():
                             content += rest
                             yield TextPiece(rest)
-                        reason: FinishReason = "stop" if decoder.stopped else finish_reason
+                        reason: FinishReason = "stop" if decoder.stopped or is_stopped else finish_reason
                         is_read_again = leaves_out and not _is_shifted(request, stats)
                         answer = Answer(content, reason, stats, is_read_again)
                         finished = self._finish(asked, answer)

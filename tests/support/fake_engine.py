@@ -64,6 +64,8 @@ class FakeEngine:
         self.answers = deque(answers)
         self.requests: list[GenerationRequest] = []
         self.n_ended = 0
+        self.ids: dict[bytes, int] = {}
+        """Ids of pieces that are not that of their first byte."""
         self.can_shift = False
         self.tokenizer = tokenizer or FakeTokenizer()
         self.info = EngineInfo(
@@ -101,7 +103,7 @@ class FakeEngine:
                 step()
                 continue
             n_generated += 1
-            yield Token(step[0] if step else 0, step)
+            yield Token(self.ids.get(step, step[0] if step else 0), step)
             if n_generated == request.max_tokens:
                 reason = "length"
                 break
