@@ -82,9 +82,10 @@ def test_a_full_window(start: StartChat, tmp_path: Path) -> None:
     reply = ask(chat, "Hi")
     assert re.search(r"Left out the \d oldest turns, \d+ tokens; 2\d\d of 256 in use", reply)
     assert re.search(r"\(The rest took \d+\.\d s to read: 2\d\d tokens\)", reply)
+    tell(chat, "/pin")
     chat.enter("word " * 300)
-    advice = "--ctx 1024, which takes 17.7 MB more memory."
-    chat.wait_until(lambda: advice in " ".join(chat.text.split()), "a refusal")
+    chat.wait_until(lambda: "which takes 17.7 MB more memory." in " ".join(chat.text.split()), "a refusal")
+    assert "let pinned turns go with /pin off" in " ".join(chat.text.split())
 
 
 def test_a_conversation(start: StartChat) -> None:

@@ -125,11 +125,12 @@ class OpenChat:
         if read is None:
             return error.next_step
         shape, n_ctx_train = read
+        shorten = "Shorten it, "
+        if any(turn[0].is_pinned for turn in self.session.conversation.turns):
+            shorten += "let pinned turns go with /pin off, "
         more_bytes = (n_ctx - error.n_ctx) * kv_bytes_per_token(shape, self.options.engine.kv_type)
         beyond = " --rope-scaling yarn, since the model was trained for less" if n_ctx > n_ctx_train else ""
-        return (
-            f"Shorten it, or give a larger window: --ctx {n_ctx}{beyond}, which takes {size(more_bytes)} more memory."
-        )
+        return f"{shorten}or give a larger window: --ctx {n_ctx}{beyond}, which takes {size(more_bytes)} more memory."
 
     def title(self) -> str:
         """What the conversation is called in the history; empty if it is not there."""
