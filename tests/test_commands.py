@@ -14,7 +14,7 @@ from llamachat.chat.history import History, SessionFacts
 from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Answer, Session, TextPiece
-from llamachat.chat.templates import ChatML, TemplateChoice
+from llamachat.chat.templates import ChatML, Jinja, TemplateChoice
 from llamachat.cli import opening
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command, settings
@@ -247,6 +247,15 @@ def test_set(talk: Talk) -> None:
     for bad in ("/set temperature hot", "/set top_p 2", "/set nothing 1", "/set seed -1", "/retry temperature"):
         with pytest.raises(LlamachatError):
             talk.do(bad)
+
+
+def test_a_conversation_that_goes_on_has_the_date_of_its_beginning(talk: Talk) -> None:
+    talk.chat.session.template = Jinja("{{ strftime_now('%Y-%m-%d') }}{{ messages[-1]['content'] }}")
+    talk.say("One", b"1")
+    tree = talk.history.tree(1)
+    talk.chat.adopt(talk.history.load(talk.history.add_tree(replace(tree, created="2025-01-02T12:00:00+00:00"))))
+    talk.say("Two", b"2")
+    assert talk.engine.prompts[-1] == "2025-01-02Two"
 
 
 def test_examples_are_kept_as_finished_turns_and_are_not_the_title(talk: Talk) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +369,8 @@ def test_the_date_is_that_of_the_day_the_template_was_made(name: str, vocabulari
     assert f"Today Date: {date.today():%d %b %Y}\n\n" in text
     assert "Cutting Knowledge Date: December 2023\n" in text
     assert text == template.render(TALK, tokenizer).text
+    template.begin(datetime(2026, 2, 3, 4, 5, tzinfo=timezone.utc))
+    assert "Today Date: 03 Feb 2026\n\n" in template.render(TALK, tokenizer).text
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -34,14 +34,15 @@ Messages = list[dict[str, str]]
 
 
 class JinjaRenderer:
-    """One template. The date it may ask for is frozen when it is made, so that prompts keep their prefix."""
+    """One template. The time it may ask for does not pass, so that prompts keep their prefix."""
 
     def __init__(self, source: str, tags: Sequence[str] = ()) -> None:
         """`tags` are its markers that are plain text. Raise `TemplateFailed` if it does not compile."""
         self._source = source
         self._tags = tags
-        self._now = datetime.now()
-        sandbox.render(source, [], self._now)
+        self.now = datetime.now()
+        """What the template is told when it asks for the time."""
+        sandbox.render(source, [], self.now)
 
     def parts(self, messages: Messages, tokenizer: Tokenizer) -> list[Part]:
         """Render the messages up to the place where the answer begins, or goes on if the last message is one."""
@@ -53,7 +54,7 @@ class JinjaRenderer:
             messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + end}]
         defusal = _Defusal(messages, marks)
         contexts = [_context(defused, tokenizer, is_open=bool(end)) for defused in (defusal.gentle, defusal.thorough)]
-        rendered = (_cut(text, end) for text in sandbox.render(self._source, contexts, self._now))
+        rendered = (_cut(text, end) for text in sandbox.render(self._source, contexts, self.now))
         gentle, thorough = (_split(text, marks) for text in rendered)
         chosen = gentle if _markers(gentle) == _markers(thorough) else thorough
         return [_tag_as_text(defusal.undo(part), tokenizer) for part in chosen]

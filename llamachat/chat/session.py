@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Literal, Protocol
 
 from llamachat.chat.message import Conversation, Message
@@ -153,6 +154,7 @@ class Session:
         self._pending: Conversation | None = None
         self.grammar = grammar
         self._own_stop = tuple(stop)
+        self._began = datetime.now()
         self._strict_tags = strict_tags
         self._told: set[str] = set()
 
@@ -161,9 +163,15 @@ class Session:
         """What the user said last, if it was never answered. It is not in the conversation; `retry` asks it again."""
         return self._pending.messages[-1] if self._pending else None
 
+    def began(self, when: datetime) -> None:
+        """It is not a new session, but began then."""
+        self._began = when
+        self.template.begin(when)
+
     def change(self, engine: Engine, template: PromptTemplate, sampling: SamplingParams) -> None:
         """Go on with another model."""
         self.engine, self.template, self.sampling = engine, template, sampling
+        template.begin(self._began)
         self.left_out = frozenset()
 
     def start_over(self, system: str | None) -> None:

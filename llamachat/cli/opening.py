@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -116,6 +117,7 @@ class OpenChat:
         self.resumed = stored
         if self.record:
             self.record.adopt(stored)
+        self.session.began(datetime.fromisoformat(stored.created).astimezone())
         self.session.resume(stored.conversation, stored.unanswered)
 
     def window_advice(self, error: PromptTooLong) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import ClassVar
 
 from llamachat.chat.message import Conversation
@@ -25,6 +26,9 @@ class PromptTemplate(ABC):
     tags: tuple[str, ...] = ()
     """The family's markers that are plain text; what people write is kept from passing for one."""
     is_chat = True
+
+    def __init__(self) -> None:
+        self._began = datetime.now()
     continues_text = False
     """Whether an answer goes on in the middle of a text, so that a blank before it belongs to it."""
 
@@ -32,6 +36,10 @@ class PromptTemplate(ABC):
     def no_system(self) -> str | None:
         """What a conversation has that is to go without a system prompt: None would bring the family's own."""
         return None if self.system is None else ""
+
+    def begin(self, when: datetime) -> None:
+        """The session began at this moment: a prompt that tells a date tells that one, and so keeps its prefix."""
+        self._began = when
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Prompt:
         """The prompt for the next answer, or for the rest of one.

@@ -24,6 +24,7 @@ class Infill(PromptTemplate):
     continues_text = True
 
     def __init__(self, prefix: str, suffix: str) -> None:
+        super().__init__()
         self._prefix = prefix
         self._suffix = suffix
 

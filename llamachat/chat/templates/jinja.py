@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from llamachat.chat.jinja import JinjaRenderer
 from llamachat.chat.message import Conversation
@@ -28,8 +29,14 @@ class Jinja(PromptTemplate):
 
     def __init__(self, source: str) -> None:
         """Raise `TemplateFailed` if it does not compile."""
+        super().__init__()
         self.tags = tuple(tag for tag in _TAGS if tag in source)
         self._renderer = JinjaRenderer(source, self.tags)
+
+    def begin(self, when: datetime) -> None:
+        """See `PromptTemplate`."""
+        super().begin(when)
+        self._renderer.now = when
 
     def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
         """See `PromptTemplate`. A BOS the template does not write is added if the model expects one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import date
 from typing import ClassVar
 
 from llamachat.chat.message import Conversation
@@ -43,16 +42,13 @@ class Llama31(Llama3):
     """Llama 3.1 Instruct: there always is a system message, and it begins with two dates.
 
     Source: the chat template of meta-llama/Llama-3.1-8B-Instruct, with `date_string` set. The date is that of the
-    day the template is made, and stays the same through a session, so that its prompts keep their prefix.
+    day the session began, today unless it is told another.
     """
 
     name = "llama-3.1"
 
-    def __init__(self, today: date | None = None) -> None:
-        self._today = (today or date.today()).strftime("%d %b %Y")
-
     def _system(self, system: str | None) -> Iterator[Part]:
-        dates = Text(f"Cutting Knowledge Date: December 2023\nToday Date: {self._today}\n\n")
+        dates = Text(f"Cutting Knowledge Date: December 2023\nToday Date: {self._began:%d %b %Y}\n\n")
         yield from _message("system", dates, Content((system or "").strip()))
 
 
