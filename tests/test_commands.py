@@ -15,7 +15,7 @@ from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Answer, Session, TextPiece
 from llamachat.chat.templates import ChatML, Jinja, TemplateChoice
-from llamachat.cli import opening
+from llamachat.cli import loading
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command, settings
 from llamachat.engine.base import EngineOptions
@@ -278,7 +278,7 @@ def kept_facts() -> SessionFacts:
 
 
 def test_settings_outlive_other_settings_and_a_restart(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "open_engine", lambda *_: FakeEngine([b"2"], n_ctx=500))
+    monkeypatch.setattr(loading, "open_engine", lambda *_: FakeEngine([b"2"], n_ctx=500))
     talk.say("One", b"1")
     talk.do("/set temperature 0.1")
     assert kept_facts().sampling["temperature"] == 0.1
@@ -302,7 +302,7 @@ def test_another_model_brings_its_own_template(talk: Talk, monkeypatch: pytest.M
         engines.append(engine)
         return engine
 
-    monkeypatch.setattr(opening, "open_engine", open_fake)
+    monkeypatch.setattr(loading, "open_engine", open_fake)
     models = {name: StoredModel(name, "q8_0", Path(f"/{name}.gguf"), template=name) for name in ("llama-2", "jinja")}
     monkeypatch.setattr(settings, "resolve", models.get)
     talk.say("One", b"1")
@@ -314,7 +314,7 @@ def test_another_model_brings_its_own_template(talk: Talk, monkeypatch: pytest.M
 
 
 def test_another_conversation_goes_on_as_it_stopped(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "open_engine", lambda _, options, *__: FakeEngine([b"2"], n_ctx=options.n_ctx))
+    monkeypatch.setattr(loading, "open_engine", lambda _, options, *__: FakeEngine([b"2"], n_ctx=options.n_ctx))
     talk.do("/set temperature 0.1")
     talk.say("One", b"1")
     talk.do("/fork")
@@ -333,7 +333,7 @@ def test_another_conversation_goes_on_as_it_stopped(talk: Talk, monkeypatch: pyt
 
 def test_a_named_model_goes_on_as_before_if_it_is_the_same(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home.mkdir()
-    monkeypatch.setattr(opening, "open_engine", lambda *_: FakeEngine([b"1"]))
+    monkeypatch.setattr(loading, "open_engine", lambda *_: FakeEngine([b"1"]))
     name = "smollm2-135m-instruct"
     with open_chat(name, ChatOptions(EngineOptions(), {"seed": 7}, template="zephyr")) as chat:
         list(chat.session.send("One", threading.Event()))

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from llamachat.chat.json_pattern import PatternError, pattern_to_gbnf
 from llamachat.chat.json_schema import schema_to_grammar
-from llamachat.chat.json_text import integers_between, numbers_between
+from llamachat.chat.json_schema.pattern import PatternError, pattern_to_gbnf
+from llamachat.chat.json_schema.text import integers_between, numbers_between
 from llamachat.chat.message import Conversation
 from llamachat.chat.templates import ChatML
 from llamachat.engine.base import End, EngineOptions, GenerationRequest, Token

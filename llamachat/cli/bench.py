@@ -58,7 +58,7 @@ def bench(
 
 def _measure(stored: StoredModel, tests: list[SpeedTest], options: Any, repetitions: int) -> list[dict[str, Any]]:
     from llamachat.bench.speed import measure_speed
-    from llamachat.cli.opening import load_engine
+    from llamachat.cli.loading import load_engine
 
     engine = load_engine(stored, options)
     try:

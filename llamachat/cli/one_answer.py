@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from llamachat.chat.session import Answer, LeftOut, Notice, Session, TextPiece
-from llamachat.cli.opening import OpenChat, describe_left_out, describe_read_again
+from llamachat.cli.describing import describe_left_out, describe_read_again
+from llamachat.cli.opening import OpenChat
 from llamachat.cli.output import out
 from llamachat.cli.question import Question
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt

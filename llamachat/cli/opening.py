@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 from llamachat.chat.history import History, SessionFacts, StoredSession
-from llamachat.chat.history.titles import make_title
 from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
-from llamachat.chat.session import Answer, LeftOut, Overflow, Session
+from llamachat.chat.session import Answer, Overflow, Session
 from llamachat.chat.templates import ASKED_FOR, Infill, TemplateChoice, choose_template
-from llamachat.cli.format import count, size
+from llamachat.cli.format import size
+from llamachat.cli.loading import Meanwhile, load_with_adapters
 from llamachat.cli.output import out
-from llamachat.cli.terminal.interrupt import cancel_on_interrupt
-from llamachat.engine import open_engine
 from llamachat.engine.base import Engine, EngineOptions, LoraAdapter
 from llamachat.engine.sampling import SamplingParams, recommended
 from llamachat.errors import HistoryFailed, LlamachatError, PromptTooLong
-from llamachat.models.adapters import check_adapter, find_adapter
 from llamachat.models.memory import kv_bytes_per_token, read_shape
 from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
@@ -75,7 +69,7 @@ class OpenChat:
         self._keep_facts()
 
     def _become(self, model: StoredModel, changed: ChatOptions) -> None:
-        engine, adapters = _open_engine(model, changed.engine)
+        engine, adapters = load_with_adapters(model, changed.engine)
         try:
             choice = _choose_template(model, engine, changed)
             sampling = _sampling(model, choice, engine.info.metadata, changed)
@@ -173,75 +167,6 @@ class OpenChat:
         )
 
 
-class Meanwhile(Protocol):
-    """What to do while a model loads."""
-
-    def __call__(self, what: str, is_done: Callable[[], bool]) -> None:
-        """Return once `is_done`, or raise to give up; `what` is being loaded."""
-
-
-def _load_beside(stored: StoredModel, options: EngineOptions, meanwhile: Meanwhile) -> Engine:
-    """Load a model in a thread; if `meanwhile` raises, the loading ends first."""
-    cancel = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(open_engine, stored.path, options, cancel)
-        try:
-            meanwhile(stored.label, loading.done)
-        except BaseException:
-            cancel.set()
-            with suppress(LlamachatError):
-                loading.result().close()
-            raise
-        return loading.result()
-
-
-def load_engine(stored: StoredModel, options: EngineOptions) -> Engine:
-    """Load a model, showing that it takes a while. Ctrl-C ends it: llama.cpp must not be interrupted half-way."""
-    with out.status(f"Loading {stored.label}"), cancel_on_interrupt() as cancel:
-        try:
-            engine = open_engine(stored.path, options, cancel)
-        except LlamachatError:
-            if cancel.is_set():
-                raise KeyboardInterrupt from None
-            raise
-    if cancel.is_set():
-        engine.close()
-        raise KeyboardInterrupt
-    return engine
-
-
-def describe_left_out(left_out: LeftOut) -> str:
-    """One line with numbers about turns that the context window has no room for any more."""
-    turns = "the oldest turn" if left_out.n_turns == 1 else f"the {left_out.n_turns} oldest turns"
-    again = "" if left_out.is_shifted else "; the rest is read again, which takes a moment"
-    return (
-        f"Left out {turns}, {count(left_out.n_tokens, 'token')}; "
-        f"{left_out.n_prompt:,} of {left_out.n_ctx:,} in use{again}."
-    )
-
-
-def describe_read_again(answer: Answer) -> str | None:
-    """How long it took that turns were left out and the rest had to be evaluated again; None if it had not."""
-    stats = answer.stats
-    is_read = answer.finish_reason != "interrupted" or stats.n_generated > 0
-    if not (answer.is_rest_read_again and is_read):
-        return None
-    return f"(The rest took {stats.prefill_s:.1f} s to read: {count(stats.n_evaluated, 'token')})"
-
-
-def describe_resumed(stored: StoredSession) -> str:
-    """Which conversation goes on, and where it stopped."""
-    n_turns = len(stored.conversation.turns)
-    lines = [f"Conversation {stored.id} goes on after {count(n_turns, 'turn')}: {stored.title}"]
-    if stored.unanswered:
-        lines.append(
-            f"Your last message was not answered; /retry asks it again: {make_title(stored.unanswered.content)}"
-        )
-    elif stored.finish_reason == "interrupted":
-        lines.append("The last answer was cut short; /continue goes on with it.")
-    return "\n".join(lines)
-
-
 @contextmanager
 def open_chat(
     model: str | None,
@@ -284,7 +209,7 @@ def _as_before(options: ChatOptions, facts: SessionFacts, *, same_model: bool) -
 
 @contextmanager
 def _open_session(stored: StoredModel, options: ChatOptions, meanwhile: Meanwhile | None) -> Iterator[OpenChat]:
-    engine, adapters = _open_engine(stored, options.engine, meanwhile)
+    engine, adapters = load_with_adapters(stored, options.engine, meanwhile)
     try:
         choice = _choose_template(stored, engine, options)
         default_system = stored.system or choice.template.system
@@ -329,24 +254,6 @@ def open_history(*, needed: bool, wanted: bool) -> Iterator[History | None]:
         for notice in history.notices:
             out.warning(notice)
         yield history
-
-
-def _open_engine(
-    stored: StoredModel, options: EngineOptions, meanwhile: Meanwhile | None = None
-) -> tuple[Engine, Sequence[LoraAdapter]]:
-    """Load a model with its adapters; also return those by the paths they were found at."""
-    found = [replace(a, path=find_adapter(a.path.as_posix(), stored)) for a in options.adapters]
-    for adapter in found:
-        for note in check_adapter(adapter.path, stored.path):
-            out.warning(note)
-    wanted = replace(options, adapters=found)
-    engine = _load_beside(stored, wanted, meanwhile) if meanwhile else load_engine(stored, wanted)
-    if engine.info.n_ctx > engine.info.n_ctx_train > 0:
-        out.warning(
-            f"The window of {engine.info.n_ctx:,} tokens is longer than the {engine.info.n_ctx_train:,} "
-            f"the model was trained for: with stretched positions ({options.rope_scaling}) answers get worse."
-        )
-    return engine, found
 
 
 def _choose_template(stored: StoredModel, engine: Engine, options: ChatOptions) -> TemplateChoice:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llamachat.__main__ import main
-from llamachat.cli import opening
+from llamachat.cli import loading
 from llamachat.errors import EngineFailed
 from support.fake_engine import FakeEngine, Step
 
@@ -36,6 +36,6 @@ def _open_engine(script: Path, _path: Path, _options: Any, cancel: threading.Eve
 
 
 if __name__ == "__main__":
-    opening.open_engine = partial(_open_engine, Path(sys.argv[1]))  # type: ignore[assignment]
+    loading.open_engine = partial(_open_engine, Path(sys.argv[1]))  # type: ignore[assignment]
     sys.argv = ["llamachat", "chat", "--template", "chatml", *sys.argv[2:]]
     main()

@@ -29,6 +29,7 @@ class PromptTemplate(ABC):
 
     def __init__(self) -> None:
         self._began = datetime.now()
+
     continues_text = False
     """Whether an answer goes on in the middle of a text, so that a blank before it belongs to it."""
 

@@ -9,14 +9,8 @@ from shutil import get_terminal_size
 from textwrap import fill
 
 from llamachat.chat.session import Answer, LeftOut, Notice, SessionEvent, TextPiece
-from llamachat.cli.opening import (
-    ChatOptions,
-    OpenChat,
-    describe_left_out,
-    describe_read_again,
-    describe_resumed,
-    open_chat,
-)
+from llamachat.cli.describing import describe_left_out, describe_read_again, describe_resumed
+from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.output import out
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
 from llamachat.cli.terminal.commands.keep import session_words

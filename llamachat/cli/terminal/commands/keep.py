@@ -7,8 +7,9 @@ from pathlib import Path
 
 from llamachat.chat.export import FORMATS, export_session, form_of, write_export
 from llamachat.chat.history import History
+from llamachat.cli.describing import describe_resumed
 from llamachat.cli.format import count, moment
-from llamachat.cli.opening import OpenChat, describe_resumed
+from llamachat.cli.opening import OpenChat
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.errors import LlamachatError
 

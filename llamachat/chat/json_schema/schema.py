@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from llamachat.chat.json_formats import FORMATS
-from llamachat.chat.json_pattern import PatternError, pattern_to_gbnf
-from llamachat.chat.json_schema_merge import SchemaConflict, merge_schemas
-from llamachat.chat.json_text import JSON_RULES, integers_between, numbers_between, one_of, quote, write_json
+from llamachat.chat.json_schema.formats import FORMATS
+from llamachat.chat.json_schema.merge import SchemaConflict, merge_schemas
+from llamachat.chat.json_schema.pattern import PatternError, pattern_to_gbnf
+from llamachat.chat.json_schema.text import JSON_RULES, integers_between, numbers_between, one_of, quote, write_json
 from llamachat.engine.gbnf import check_grammar
 from llamachat.errors import BadGrammar, BadSchema
 

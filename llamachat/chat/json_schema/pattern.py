@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from llamachat.chat.json_text import Ranges, character_in_string, complement, one_of, union
+from llamachat.chat.json_schema.text import Ranges, character_in_string, complement, one_of, union
 
 _MAX_DEPTH = 50
 

@@ -1,0 +1,40 @@
+"""What is said about a conversation as it goes on: one line each, with numbers."""
+
+from __future__ import annotations
+
+from llamachat.chat.history import StoredSession
+from llamachat.chat.history.titles import make_title
+from llamachat.chat.session import Answer, LeftOut
+from llamachat.cli.format import count
+
+
+def describe_left_out(left_out: LeftOut) -> str:
+    """One line with numbers about turns that the context window has no room for any more."""
+    turns = "the oldest turn" if left_out.n_turns == 1 else f"the {left_out.n_turns} oldest turns"
+    again = "" if left_out.is_shifted else "; the rest is read again, which takes a moment"
+    return (
+        f"Left out {turns}, {count(left_out.n_tokens, 'token')}; "
+        f"{left_out.n_prompt:,} of {left_out.n_ctx:,} in use{again}."
+    )
+
+
+def describe_read_again(answer: Answer) -> str | None:
+    """How long it took that turns were left out and the rest had to be evaluated again; None if it had not."""
+    stats = answer.stats
+    is_read = answer.finish_reason != "interrupted" or stats.n_generated > 0
+    if not (answer.is_rest_read_again and is_read):
+        return None
+    return f"(The rest took {stats.prefill_s:.1f} s to read: {count(stats.n_evaluated, 'token')})"
+
+
+def describe_resumed(stored: StoredSession) -> str:
+    """Which conversation goes on, and where it stopped."""
+    n_turns = len(stored.conversation.turns)
+    lines = [f"Conversation {stored.id} goes on after {count(n_turns, 'turn')}: {stored.title}"]
+    if stored.unanswered:
+        lines.append(
+            f"Your last message was not answered; /retry asks it again: {make_title(stored.unanswered.content)}"
+        )
+    elif stored.finish_reason == "interrupted":
+        lines.append("The last answer was cut short; /continue goes on with it.")
+    return "\n".join(lines)
