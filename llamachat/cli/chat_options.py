@@ -109,7 +109,7 @@ class ChatCommand(TyperCommand):
 
 
 def _resuming_the_last(words: Sequence[str]) -> Iterator[str]:
-    for word, following in zip(words, [*words[1:], "-"], strict=True):
+    for word, following in zip(words, [*words[1:], "-"], strict=False):
         yield f"{word}=last" if word == "--resume" and following.startswith("-") else word
 
 
