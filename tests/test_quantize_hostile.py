@@ -838,7 +838,17 @@ def test_interrupt_from_the_progress_callback(checkpoint: Path, out_path: Path) 
     check_untouched(out_path)
 
 
-@pytest.mark.parametrize("step", ["_lay_out", "_reserve", "read_tensor_table", "GGUFFile._sync_and_hash", "OrderedDigest.add", "OrderedDigest.finish"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "_lay_out",
+        "_reserve",
+        "read_tensor_table",
+        "GGUFFile._sync_and_hash",
+        "OrderedDigest.add",
+        "OrderedDigest.finish",
+    ],
+)
 def test_interrupt_while_writing(step: str, checkpoint: Path, out_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
