@@ -225,6 +225,9 @@ def test_context_and_pin(talk: Talk) -> None:
     with pytest.raises(LlamachatError, match="no turn 9"):
         talk.do("/pin 9")
     assert str(n_used) in talk.do("/prompt").text.splitlines()[-1]
+    talk.do("/pin")
+    talk.do("/edit something else", b"z")
+    assert talk.chat.session.conversation.turns[-1][0].is_pinned, "what takes its place stays, too"
 
 
 def test_a_file_goes_before_the_next_message(talk: Talk, tmp_path: Path) -> None:

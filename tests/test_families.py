@@ -22,7 +22,6 @@ from llamachat.chat.templates import (
     CHAT_TEMPLATE_KEY,
     TEMPLATES,
     Jinja,
-    Llama31,
     NoTemplate,
     PromptTemplate,
     choose_template,
@@ -181,7 +180,7 @@ def by_published_template(name: str, **variables: Any) -> Reference:
     return reference
 
 
-TODAY = date(2026, 2, 3)
+TODAY = datetime(2026, 2, 3, tzinfo=timezone.utc)
 FAMILIES: dict[str, tuple[str, Reference]] = {
     "llama-2": ("spm", meta_llama_2),
     "code-llama-instruct": ("spm", meta_llama_2),
@@ -205,8 +204,9 @@ FAMILIES: dict[str, tuple[str, Reference]] = {
 
 
 def make(name: str) -> PromptTemplate:
-    template = TEMPLATES[name]
-    return template(TODAY) if issubclass(template, Llama31) else template()
+    template = TEMPLATES[name]()
+    template.begin(TODAY)
+    return template
 
 
 @pytest.fixture(scope="module")

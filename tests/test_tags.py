@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
+from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from llamachat.chat import sandbox
 from llamachat.chat.message import Conversation
 from llamachat.chat.prompt import Content, Text, assemble
 from llamachat.chat.session import Notice, Session
-from llamachat.chat.templates import TEMPLATES, ChatML, Jinja, Llama2, Llama31, PromptTemplate, Vicuna
+from llamachat.chat.templates import TEMPLATES, ChatML, Jinja, Llama2, PromptTemplate, Vicuna
 from llamachat.engine.base import Tokenizer
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import ForbiddenTags
@@ -169,8 +169,9 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocabular
 
 
 def make(name: str) -> PromptTemplate:
-    template = TEMPLATES[name]
-    return template(date(2026, 2, 3)) if issubclass(template, Llama31) else template()
+    template = TEMPLATES[name]()
+    template.begin(datetime(2026, 2, 3, tzinfo=timezone.utc))
+    return template
 
 
 def _no_turn_is_forged(template: PromptTemplate, tokenizer: Tokenizer) -> None:

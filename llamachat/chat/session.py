@@ -236,8 +236,9 @@ class Session:
 
     def edit(self, text: str, cancel: threading.Event) -> Iterator[SessionEvent]:
         """Ask something else in place of the last question."""
-        self.require_question()
-        return self._answer(self._before_question().with_message("user", text), cancel, self.sampling)
+        question = replace(self.require_question(), content=text, key=None)
+        before = self._before_question()
+        return self._answer(replace(before, messages=(*before.messages, question)), cancel, self.sampling)
 
     def go_on(self, cancel: threading.Event) -> Iterator[SessionEvent]:
         """Continue the last answer where it ended; the `Answer` holds all of it. One that never began begins now."""
