@@ -27,7 +27,7 @@ _MAY_IMPORT = {
 }  # fmt: skip
 
 _DOORS = {
-    "llama_cpp": "llamachat/engine/llamacpp.py",
+    "llama_cpp": "llamachat/engine/llamacpp/",
     "huggingface_hub": "llamachat/models/hub/",
     "httpx2": "llamachat/models/hub/",
     "typer": "llamachat/cli/",

@@ -1,0 +1,229 @@
+"""One model, one context, one sequence: prefill, decoding, and a KV cache whose ids are kept beside it."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from llamachat.engine.base import (
+    DEFAULT_N_CTX,
+    Cut,
+    End,
+    EngineInfo,
+    EngineOptions,
+    Event,
+    FinishReason,
+    GenerationRequest,
+    GenerationStats,
+    Prefill,
+    Token,
+)
+from llamachat.engine.hardware import default_threads
+from llamachat.engine.llamacpp.library import collected_log, last_error, supports_gpu
+from llamachat.engine.llamacpp.loading import file_type_name, load_adapter, load_model, metadata
+from llamachat.engine.llamacpp.sampling import sampling
+from llamachat.engine.llamacpp.tokenizer import LlamaTokenizer
+from llamachat.errors import EngineFailed, PromptTooLong, UnusableAdapter, WindowTooLong
+
+_N_BATCH = 512
+_ABORTED = 2
+
+_ROPE_SCALING = {
+    "linear": llama_cpp.LLAMA_ROPE_SCALING_TYPE_LINEAR,
+    "yarn": llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
+}
+_KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
+
+
+class LlamaEngine:
+    """`Engine` over llama.cpp: one model, one context, one sequence."""
+
+    def __init__(self, path: Path, options: EngineOptions | None = None, cancel: threading.Event | None = None) -> None:
+        """Load the GGUF file at `path`, and the adapters.
+
+        Raises `NotAModelFile`, `UnusableAdapter`, `WindowTooLong` or `EngineFailed`; the first also soon after `cancel`
+        is set.
+        """
+        options = options or EngineOptions()
+        started = time.monotonic()
+        self._ids: list[int] = []
+        self._is_shifting = False
+        """Whether keys wait to be rotated: llama.cpp does that when it evaluates next."""
+        self._model = load_model(path, options.n_gpu_layers, cancel=cancel)
+        try:
+            # Before the context, which makes room for what they add to the graph. They are the model's from then on.
+            adapters = [load_adapter(self._model, adapter.path) for adapter in options.adapters]
+            n_ctx_train = llama_cpp.llama_model_n_ctx_train(self._model)  # before YaRN, which makes it longer
+            self._context, n_threads = self._open_context(options)
+        except (EngineFailed, UnusableAdapter, WindowTooLong):
+            llama_cpp.llama_model_free(self._model)
+            raise
+        self._apply(adapters, [adapter.scale for adapter in options.adapters])
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self.can_shift = bool(llama_cpp.llama_memory_can_shift(self._memory))
+        self.tokenizer = LlamaTokenizer(self._model)
+        self.info = EngineInfo(
+            n_params=llama_cpp.llama_model_n_params(self._model),
+            size_bytes=llama_cpp.llama_model_size(self._model),
+            n_ctx=llama_cpp.llama_n_ctx(self._context),
+            n_ctx_train=n_ctx_train,
+            n_threads=n_threads,
+            backend="GPU" if _offloads(options.n_gpu_layers) else "CPU",
+            file_type=file_type_name(self._model),
+            load_s=time.monotonic() - started,
+            metadata=metadata(self._model),
+        )
+
+    def _open_context(self, options: EngineOptions) -> tuple[Any, int]:
+        params = llama_cpp.llama_context_default_params()
+        n_ctx_train = llama_cpp.llama_model_n_ctx_train(self._model)
+        params.n_ctx = options.n_ctx or min(n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
+        params.n_batch = params.n_ubatch = _N_BATCH
+        params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
+        params.type_k = params.type_v = _KV_TYPES[options.kv_type]
+        params.no_perf = True
+        if n_ctx_train and params.n_ctx > n_ctx_train:
+            if options.rope_scaling is None:
+                raise WindowTooLong(params.n_ctx, n_ctx_train)
+            params.rope_scaling_type = _ROPE_SCALING[options.rope_scaling]
+            own_scale = llama_cpp.llama_model_rope_freq_scale_train(self._model)  # some are stretched already
+            params.rope_freq_scale = min(own_scale, n_ctx_train / params.n_ctx)
+        with collected_log() as log:
+            context = llama_cpp.llama_init_from_model(self._model, params)
+        if not context:
+            raise EngineFailed(f"no context of {params.n_ctx:,} tokens could be made ({last_error(log)})")
+        return context, params.n_threads
+
+    def _apply(self, adapters: Sequence[Any], scales: Sequence[float]) -> None:
+        n = len(adapters)
+        handles, factors = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*adapters), (ctypes.c_float * n)(*scales)
+        llama_cpp.llama_set_adapters_lora(self._context, handles, n, factors)
+
+    def generate(self, request: GenerationRequest, cancel: threading.Event) -> Iterator[Event]:
+        """See `Engine`."""
+        prompt = list(request.prompt_ids)
+        n_ctx = self.info.n_ctx
+        if not prompt:
+            raise EngineFailed("the prompt is empty")
+        if len(prompt) >= n_ctx:
+            raise PromptTooLong(len(prompt), n_ctx)
+        started = time.monotonic()
+        if request.cut:
+            self._take_out(request.cut, prompt)
+        n_reused = self._keep_common_prefix(prompt)
+        for n_done in self._prefill(prompt, cancel):
+            yield Prefill(n_done - n_reused, len(prompt) - n_reused)
+        prefill_s = time.monotonic() - started
+
+        generated: list[float] = []  # when each token came
+        finish_reason: FinishReason = "interrupted"
+        if len(self._ids) == len(prompt):
+            finish_reason = yield from self._decode(request, cancel, generated)
+        first, last = (generated[0], generated[-1]) if generated else (started, started)
+        stats = GenerationStats(
+            n_prompt=len(prompt),
+            n_reused=n_reused,
+            n_generated=len(generated),
+            prefill_s=prefill_s,
+            ttft_s=first - started,
+            decode_s=last - first,
+        )
+        yield End(finish_reason, stats)
+
+    def _take_out(self, cut: Cut, prompt: Sequence[int]) -> None:
+        """Remove a run of ids from the KV cache and move up what follows; its keys are rotated to their new places.
+
+        Only if the cache then has more of the prompt than now: it may hold something else than the caller believes.
+        """
+        rest = self._ids[: cut.start] + self._ids[cut.stop :]
+        if _n_common(rest, prompt) <= _n_common(self._ids, prompt):
+            return
+        if llama_cpp.llama_memory_seq_rm(self._memory, 0, cut.start, cut.stop):
+            llama_cpp.llama_memory_seq_add(self._memory, 0, cut.stop, -1, cut.start - cut.stop)
+            self._ids = rest
+            self._is_shifting = True
+
+    def _keep_common_prefix(self, prompt: Sequence[int]) -> int:
+        """Drop from the KV cache what the prompt does not start with; return how much of the prompt is there."""
+        n_common = _n_common(self._ids, prompt[:-1])  # the last token is needed for its logits
+        if n_common < len(self._ids):
+            if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_common, -1):
+                llama_cpp.llama_memory_clear(self._memory, True)  # a memory that cannot be cut, such as a recurrent one
+                n_common = 0
+            del self._ids[n_common:]
+        return n_common
+
+    def _prefill(self, prompt: Sequence[int], cancel: threading.Event) -> Iterator[int]:
+        """Evaluate the rest of the prompt in batches, telling how far it got. Stops within a batch when cancelled."""
+        callback = llama_cpp.ggml_abort_callback(lambda _: cancel.is_set())
+        llama_cpp.llama_set_abort_callback(self._context, callback, None)
+        try:
+            while len(self._ids) < len(prompt) and not cancel.is_set():
+                batch = prompt[len(self._ids) : len(self._ids) + _N_BATCH]
+                if not self._evaluate(batch):
+                    break
+                yield len(self._ids)
+        finally:
+            llama_cpp.llama_set_abort_callback(self._context, llama_cpp.ggml_abort_callback(), None)
+
+    def _decode(
+        self, request: GenerationRequest, cancel: threading.Event, generated: list[float]
+    ) -> Generator[Event, None, FinishReason]:
+        """Sample and evaluate token after token; `generated` collects when each one came."""
+        with sampling(request, self._context, self.tokenizer) as next_token:
+            while not cancel.is_set():
+                token_id = next_token()
+                if self.tokenizer.is_eog(token_id) and not request.ignore_eog:
+                    return "stop"
+                generated.append(time.monotonic())
+                yield Token(token_id, self.tokenizer.piece(token_id))
+                if len(generated) == request.max_tokens or len(self._ids) == self.info.n_ctx:
+                    return "length"
+                self._evaluate([token_id])
+        return "interrupted"
+
+    def _evaluate(self, ids: Sequence[int]) -> bool:
+        """Run tokens through the model and note them; False if it was aborted."""
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)
+        result = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(tokens, len(ids)))
+        if result == _ABORTED and self._is_shifting:
+            self._forget()  # perhaps in the middle of the rotation, which would begin again with the keys as they are
+            return False
+        if result == _ABORTED:
+            llama_cpp.llama_memory_seq_rm(self._memory, 0, len(self._ids), -1)
+            return False
+        if result != 0:
+            self._forget()
+            raise EngineFailed(f"llama_decode returned {result}")
+        self._is_shifting = False
+        self._ids.extend(ids)
+        return True
+
+    def _forget(self) -> None:
+        """Empty the KV cache: after an error nothing in it can be relied on."""
+        llama_cpp.llama_memory_clear(self._memory, True)
+        self._is_shifting = False
+        self._ids.clear()
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._model:
+            llama_cpp.llama_free(self._context)
+            llama_cpp.llama_model_free(self._model)  # and its adapters
+            self._model = None
+
+
+def _offloads(n_gpu_layers: int | str) -> bool:
+    return supports_gpu() and n_gpu_layers != 0
+
+
+def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two lists have in common at their beginning."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
