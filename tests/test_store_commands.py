@@ -12,6 +12,7 @@ import pytest
 from conftest import RunCommand
 
 from llamachat.models import store
+from llamachat.models.durable import exchange
 from llamachat.models.locks import locked
 from llamachat.models.names import is_safe_file, is_valid_name
 from support.stored import add_model
@@ -339,3 +340,33 @@ def test_file_names_that_are(name: str) -> None:
 def test_devices_are_no_model_names() -> None:
     assert not any(is_valid_name(name) for name in ("con", "NUL", "aux.1", "org/com1", "prn/x"))
     assert is_valid_name("convoy/auxiliary")
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_replaced_model_is_never_half_there(monkeypatch: pytest.MonkeyPatch, exchanges: bool) -> None:
+    add_model(filler_bytes=10)
+    if not exchanges:  # an older system, or a file system without it
+        monkeypatch.setattr("llamachat.models.store.exchange", lambda *_: False)
+    add_model(filler_bytes=20)
+    (model,) = store.list_stored()
+    assert model.path.stat().st_size == model.size_bytes
+    assert [entry.name for entry in model.path.parent.parent.iterdir()] == [model.path.parent.name]
+
+
+def test_a_kill_while_a_model_is_replaced_leaves_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pair = tmp_path / "a", tmp_path / "b"
+    for directory in pair:
+        directory.mkdir()
+    if not exchange(*pair):
+        pytest.skip("this file system cannot exchange two names")
+    add_model(filler_bytes=10)
+    (older,) = store.list_stored()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        add_model(filler_bytes=20)
+    (model,) = store.list_stored()
+    assert model.size_bytes == older.size_bytes + 10

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llamachat.errors import NameTaken
+from llamachat.models.durable import exchange, sync_directory
 from llamachat.models.locks import flat
 from llamachat.models.manifest import (
     MANIFEST_NAME,
@@ -23,7 +24,7 @@ from llamachat.models.manifest import (
     write_manifest,
 )
 from llamachat.models.progress import Progress
-from llamachat.models.stored_adapters import StoredAdapter, carry_over, list_adapters, sync_directory
+from llamachat.models.stored_adapters import StoredAdapter, carry_over, list_adapters
 from llamachat.paths import models_dir
 
 
@@ -132,8 +133,7 @@ def publish(staged: Path, manifest: Manifest, progress: Progress) -> StoredModel
     carry_over(final, staged, staged / manifest.file, progress)
     sync_directory(staged)
     final.parent.mkdir(parents=True, exist_ok=True)
-    replaced = _hide(final) if final.exists() else None
-    staged.rename(final)
+    replaced = _put_in_place(staged, final)
     sync_directory(final.parent)
     if replaced:
         delete(replaced)
@@ -144,7 +144,8 @@ def publish(staged: Path, manifest: Manifest, progress: Progress) -> StoredModel
 
 def remove(model: StoredModel) -> None:
     """Take a model out of the store, adapters and all: out of sight by one rename, then off the disk."""
-    delete(_hide(model.path.parent))
+    directory = model.path.parent
+    delete(_hide(directory, directory))
 
 
 def delete(path: Path) -> None:
@@ -180,9 +181,21 @@ def find_size_problem(directory: Path, file: StoredFile) -> str | None:
     return None if n_bytes == file.size_bytes else f"has {n_bytes:,} bytes instead of {file.size_bytes:,}"
 
 
-def _hide(directory: Path) -> Path:
-    """Take a model out of sight by one rename; what is left is rubbish under a dotted name."""
-    hidden = directory.with_name(f".{directory.name}.{os.getpid()}.removed")
+def _put_in_place(staged: Path, final: Path) -> Path | None:
+    """Give `staged` its final name; return what had that name, out of sight now. Where the system can, in one step."""
+    if not final.exists():
+        staged.rename(final)
+        return None
+    if exchange(staged, final):
+        return _hide(staged, final)
+    replaced = _hide(final, final)
+    staged.rename(final)
+    return replaced
+
+
+def _hide(directory: Path, place: Path) -> Path:
+    """Take the model that has, or had, that place out of sight by one rename: rubbish with a dotted name."""
+    hidden = place.with_name(f".{place.name}.{os.getpid()}.removed")
     directory.rename(hidden)
     return hidden
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamachat.models.durable import sync_directory
 from llamachat.models.locks import flat
 from llamachat.models.manifest import AdapterManifest, DamagedManifest, read_adapter_manifest, write_manifest
 from llamachat.models.progress import Progress
@@ -113,15 +114,6 @@ def file_sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
             if on_bytes:
                 on_bytes(len(piece))
     return digest.hexdigest()
-
-
-def sync_directory(directory: Path) -> None:
-    """See that what was renamed in `directory` stays so."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _manifest(path: Path) -> AdapterManifest | None:

@@ -151,12 +151,3 @@ def journal_path(path: Path) -> Path:
 def content_id(file: RemoteFile) -> str:
     """What names a file's content: sha256 of a large file, git blob id of a small one."""
     return file.sha256 or file.blob_id
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from llamachat.models.durable import sync_directory
 from llamachat.models.hub.digest import has_content
 from llamachat.models.hub.journal import (
     RANGE_BYTES,
@@ -20,7 +21,6 @@ from llamachat.models.hub.journal import (
     journal_path,
     range_count,
     read_journal,
-    sync_directory,
 )
 from llamachat.models.hub.repository import RemoteFile
 
