@@ -6,15 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llamachat.engine.base import EngineOptions
+from llamachat.engine.llamacpp import LlamaEngine
 from llamachat.models.catalog import load_catalog
 from llamachat.models.embedded import find_embedded
-from support.checkpoints import checkpoint_from_gguf, train_sentencepiece
+from quantize import convert, find_file_type
+from support.checkpoints import LlamaShape, checkpoint_from_gguf, train_sentencepiece, write_random_checkpoint
 
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -96,3 +99,15 @@ def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vocab") / "tokenizer.model"
     train_sentencepiece(path, n_vocab=600)
     return path
+
+
+@pytest.fixture(scope="session")
+def random_engine(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaEngine]:
+    """A model that writes anything: random weights over 600 tokens, all single bytes among them."""
+    directory = tmp_path_factory.mktemp("tiny")
+    shape = LlamaShape(n_vocab=600, n_embd=32, n_ff=32, n_layer=1, n_head=1, n_head_kv=1, n_ctx=1024)
+    write_random_checkpoint(directory, shape, tokenizer=small_tokenizer)
+    path = convert(directory, directory / "tiny.gguf", find_file_type("q8_0"), n_threads=1).path
+    engine = LlamaEngine(path, EngineOptions(n_ctx=512, n_threads=1))
+    yield engine
+    engine.close()

@@ -20,22 +20,8 @@ from llamachat.engine.gbnf import check_grammar
 from llamachat.engine.llamacpp import LlamaEngine
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import BadGrammar, EngineFailed
-from quantize import convert, find_file_type
-from support.checkpoints import LlamaShape, write_random_checkpoint
 
 WILD = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-
-
-@pytest.fixture(scope="module")
-def tiny(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaEngine]:
-    """Random weights over 600 tokens, all single bytes among them."""
-    directory = tmp_path_factory.mktemp("tiny")
-    shape = LlamaShape(n_vocab=600, n_embd=32, n_ff=32, n_layer=1, n_head=1, n_head_kv=1, n_ctx=1024)
-    write_random_checkpoint(directory, shape, tokenizer=small_tokenizer)
-    path = convert(directory, directory / "tiny.gguf", find_file_type("q8_0"), n_threads=1).path
-    engine = LlamaEngine(path, EngineOptions(n_ctx=512, n_threads=1))
-    yield engine
-    engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +106,7 @@ _counts = st.sampled_from(["", "", "*", "+", "?", "{2}", "{1,3}", "{0,2}", "{2,}
 @settings(max_examples=150, deadline=None, database=None)
 @given(st.lists(st.tuples(_atoms, _counts), max_size=8), st.lists(st.tuples(_atoms, _counts), max_size=4))
 def test_llama_cpp_takes_what_passes(
-    tiny: LlamaEngine, root: list[tuple[str, str]], one: list[tuple[str, str]]
+    random_engine: LlamaEngine, root: list[tuple[str, str]], one: list[tuple[str, str]]
 ) -> None:
     bodies = [" ".join(atom + count for atom, count in body) for body in (root, one)]
     grammar = f'root ::= {bodies[0]}\none ::= {bodies[1]}\ntwo ::= "t" | one\n'
@@ -128,7 +114,7 @@ def test_llama_cpp_takes_what_passes(
         check_grammar(grammar, "drawn")
     except BadGrammar:
         return
-    sampler = llama_cpp.llama_sampler_init_grammar(tiny.tokenizer.vocab, grammar.encode(), b"root")
+    sampler = llama_cpp.llama_sampler_init_grammar(random_engine.tokenizer.vocab, grammar.encode(), b"root")
     assert sampler, grammar
     llama_cpp.llama_sampler_free(sampler)
 
@@ -148,11 +134,11 @@ GRAMMARS = [
 
 
 @pytest.mark.parametrize(("grammar", "expected"), GRAMMARS, ids=[expected for _, expected in GRAMMARS])
-def test_a_model_that_knows_nothing_obeys(tiny: LlamaEngine, grammar: str, expected: str) -> None:
+def test_a_model_that_knows_nothing_obeys(random_engine: LlamaEngine, grammar: str, expected: str) -> None:
     """Single bytes are tokens here, so characters are put together from what is no character by itself."""
     n_ended = 0
     for seed in range(12):
-        text, reason = write(tiny, grammar, SamplingParams(**WILD, seed=seed))  # type: ignore[arg-type]
+        text, reason = write(random_engine, grammar, SamplingParams(**WILD, seed=seed))  # type: ignore[arg-type]
         if reason == "stop":
             n_ended += 1
             assert re.fullmatch(expected, text), text
@@ -182,7 +168,7 @@ def test_a_limit_cuts_it_short(demo: LlamaEngine) -> None:
     assert write(demo, "root ::= [a-z]{50}", SamplingParams(temperature=0.0), max_tokens=3)[1] == "length"
 
 
-def test_a_grammar_that_no_token_can_follow(tiny: LlamaEngine) -> None:
+def test_a_grammar_that_no_token_can_follow(random_engine: LlamaEngine) -> None:
     with pytest.raises(EngineFailed, match="no token of this model"):
-        write(tiny, 'root ::= <[599999]> "a"', SamplingParams(temperature=0.0))
-    assert write(tiny, 'root ::= "yes"', SamplingParams(temperature=0.0)) == ("yes", "stop")
+        write(random_engine, 'root ::= <[599999]> "a"', SamplingParams(temperature=0.0))
+    assert write(random_engine, 'root ::= "yes"', SamplingParams(temperature=0.0)) == ("yes", "stop")

@@ -7,7 +7,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ from llamachat.engine.base import End, EngineOptions, GenerationRequest, Token
 from llamachat.engine.llamacpp import LlamaEngine
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import BadSchema
-from quantize import convert, find_file_type
-from support.checkpoints import LlamaShape, write_random_checkpoint
 
 PROPERTY = settings(max_examples=200, deadline=None, database=None)
 FLAG = {"type": "boolean"}
@@ -98,18 +95,6 @@ FORMATS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tiny(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaEngine]:
-    """Random weights: it would never write JSON by itself."""
-    directory = tmp_path_factory.mktemp("tiny")
-    shape = LlamaShape(n_vocab=600, n_embd=32, n_ff=32, n_layer=1, n_head=1, n_head_kv=1, n_ctx=1024)
-    write_random_checkpoint(directory, shape, tokenizer=small_tokenizer)
-    path = convert(directory, directory / "tiny.gguf", find_file_type("q8_0"), n_threads=1).path
-    engine = LlamaEngine(path, EngineOptions(n_ctx=512, n_threads=1))
-    yield engine
-    engine.close()
-
-
 def write(engine: LlamaEngine, grammar: str, ids: Any, sampling: SamplingParams, max_tokens: int) -> str | None:
     """The whole answer, or None for one that was cut off."""
     written = b""
@@ -122,7 +107,7 @@ def write(engine: LlamaEngine, grammar: str, ids: Any, sampling: SamplingParams,
 
 
 @pytest.mark.parametrize("name", ["person", "tree", *SHAPES, *FORMATS])
-def test_whatever_a_random_model_writes_is_valid(tiny: LlamaEngine, name: str) -> None:
+def test_whatever_a_random_model_writes_is_valid(random_engine: LlamaEngine, name: str) -> None:
     schema = {"person": PERSON, "tree": TREE, **SHAPES, **FORMATS}[name]
     grammar = schema_to_grammar(schema, name)
     assert grammar.notes == ()
@@ -130,7 +115,7 @@ def test_whatever_a_random_model_writes_is_valid(tiny: LlamaEngine, name: str) -
     found = set()
     for seed in range(12):
         sampling = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
-        text = write(tiny, grammar.text, [1], sampling, 500)
+        text = write(random_engine, grammar.text, [1], sampling, 500)
         if text is not None:
             validator.validate(json.loads(text))
             found.add(text)
@@ -213,11 +198,11 @@ def test_numbers_between_bounds(
     [r"^[A-Z]{2,3}-\d+$", r"^(foo|ba[rz])?x\.$", r'^[^a-z"]{2,4}\\$', r"^\w+@\w+\.(com|org)$", "b+$", "^a|b$",
      r"^\u4f60[好们]$", r"^[\]a]?[-+]?$", r"^\S\s\S$", "^(?:ab)*?c$", r"^\x41\t$", "^.{3}$", "", "^$"],
 )  # fmt: skip
-def test_patterns(tiny: LlamaEngine, pattern: str) -> None:
+def test_patterns(random_engine: LlamaEngine, pattern: str) -> None:
     grammar = schema_to_grammar({"type": "string", "pattern": pattern}, "pattern").text
     for seed in range(6):
         sampling = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
-        text = write(tiny, grammar, [1], sampling, 60)
+        text = write(random_engine, grammar, [1], sampling, 60)
         if text is not None:
             assert re.search(pattern, json.loads(text), re.ASCII), text
 

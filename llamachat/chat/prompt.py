@@ -46,11 +46,19 @@ class Content(Text):
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Ids that were made elsewhere, and what they say."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
 class Border:
     """The texts before and after it are tokenized apart."""
 
 
-Part = Marker | TokenId | Text | Border
+Part = Marker | TokenId | Tokens | Text | Border
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,9 @@ def assemble(parts: Iterable[Part], tokenizer: Tokenizer, tags: Sequence[str] = 
                 case TokenId(token_id) if token_id is not None:
                     ids.append(token_id)
                     shown.append(names.get(token_id, f"<{token_id}>"))
+                case Tokens(made, text):
+                    ids += made
+                    shown.append(text)
     return Prompt(tuple(ids), "".join(shown), tuple(map(_forged_note, forged)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamachat.chat.message import Conversation
-from llamachat.chat.prompt import Part, Prompt
+from llamachat.chat.prompt import Part, Prompt, Text, TokenId, Tokens, assemble
 from llamachat.chat.spelling import tokenize_after
 from llamachat.chat.templates.base import PromptTemplate
 from llamachat.engine.base import Tokenizer
@@ -28,17 +28,19 @@ class Infill(PromptTemplate):
         self._prefix = prefix
         self._suffix = suffix
 
-    def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Prompt:  # noqa: ARG002
-        """The prompt for the gap. Raises `TemplateFailed` if the vocabulary has no tokens for it."""
+    def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Prompt:
+        """The prompt for the gap, whatever the conversation."""
+        return assemble(self.parts(conversation, tokenizer), tokenizer)
+
+    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:  # noqa: ARG002
+        """See `PromptTemplate`. Raises `TemplateFailed` if the vocabulary has no tokens for a gap."""
         if tokenizer.infill_ids is None:
             raise TemplateFailed("the model's vocabulary has no infill tokens, as Code Llama 7b and 13b have them")
         before, after, between = tokenizer.infill_ids
-        bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
-        prefix = tokenizer.tokenize(self._prefix) if self._prefix else []
-        suffix = tokenize_after(self._suffix, tokenizer)
-        ids = (*bos, before, *prefix, after, *suffix, between)
-        return Prompt(ids, f"<prefix>{self._prefix}<suffix>{self._suffix}<middle>")
-
-    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
-        """There are none: see `render`."""
-        raise NotImplementedError
+        if tokenizer.adds_bos:
+            yield TokenId(tokenizer.bos_id)
+        yield Tokens((before,), "<prefix>")
+        yield Text(self._prefix)
+        yield Tokens((after,), "<suffix>")
+        yield Tokens(tuple(tokenize_after(self._suffix, tokenizer)), self._suffix)
+        yield Tokens((between,), "<middle>")
