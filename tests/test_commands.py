@@ -240,6 +240,19 @@ def test_a_file_goes_before_the_next_message(talk: Talk, tmp_path: Path) -> None
         talk.do(f"/file {path}")
 
 
+def test_several_files_by_wildcards(talk: Talk, tmp_path: Path) -> None:
+    for name in ("b.md", "a.md", "[1].md", "c.txt"):
+        (tmp_path / name).write_text(name)
+    assert talk.do(f"/file {tmp_path}/[1].md").text == "[1].md (6 tokens) goes before your next message."
+    assert talk.do(f"/file {tmp_path}/?.md").text == "a.md (4 tokens), b.md (4 tokens) go before your next message."
+    assert talk.chat.attached == ["[1].md", "a.md", "b.md"]
+    (tmp_path / "d.md").write_bytes(b"\0")
+    for pattern in ("?.md", "*.py"):
+        with pytest.raises(LlamachatError):
+            talk.do(f"/file {tmp_path}/{pattern}")
+    assert len(talk.chat.attached) == 3
+
+
 def test_set(talk: Talk) -> None:
     talk.do("/set temperature 0.1")
     talk.do("/set top-p=0.3")
@@ -361,6 +374,7 @@ def test_before_anything_was_said(line: str, talk: Talk) -> None:
 
 def test_an_unknown_command_is_not_sent(talk: Talk) -> None:
     assert "Did you mean /retry" in talk.do("/rety").text
+    assert "Did you mean /exit" in talk.do("/bye").text
     assert not talk.engine.requests
 
 

@@ -73,14 +73,25 @@ class PlainReader:
             sys.stdin.reconfigure(errors="replace")
 
     def read(self, begun: str = "") -> str:
-        """See `Reader`. Here what stands there can only be replaced as a whole; an empty line keeps it."""
+        """See `Reader`. Here what stands there can only be replaced as a whole; an empty line keeps it.
+
+        A line that ends with a backslash goes on in the next one.
+        """
         try:
-            sys.stderr.write(f"{begun}\n{_PROMPT}" if begun else _PROMPT)
-            sys.stderr.flush()
-            return input() or begun
+            self._show(f"{begun}\n{_PROMPT}" if begun else _PROMPT)
+            lines = [input()]
+            while lines[-1].endswith("\\"):
+                self._show(" " * len(_PROMPT))
+                lines[-1:] = [lines[-1][:-1], input()]
+            return "\n".join(lines) or begun
         except (EOFError, KeyboardInterrupt):
             sys.stderr.write("\n")
             raise
+
+    @staticmethod
+    def _show(text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
     def read_ahead(self, what: str, is_done: Callable[[], bool]) -> None:  # noqa: ARG002
         """See `Reader`; here the terminal itself keeps what is typed."""

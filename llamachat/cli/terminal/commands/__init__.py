@@ -39,7 +39,7 @@ def run_command(line: str, chat: OpenChat) -> Reply:
     name, argument = (*line.split(maxsplit=1), "")[:2]
     command = COMMANDS.get(name)
     if command is None:
-        near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.7)
+        near = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, COMMANDS, 2, 0.7)
         guess = f"Did you mean {' or '.join(near)}?" if near else "See /help."
         return Reply(f"There is no {name}. {guess} To send it as a message, begin with {PREFIX * 2}")
     return command.run(chat, argument.strip())
@@ -66,6 +66,13 @@ def _exit(_chat: OpenChat, _argument: str) -> Reply:
 
 
 _NARROWEST_HELP = 24
+
+_ELSEWHERE = {
+    "/bye": "/exit", "/quit": "/exit", "/q": "/exit", "/regen": "/retry", "/forget": "/undo", "/pop": "/undo",
+    "/new": "/clear", "/reset": "/clear", "/load": "/resume", "/save": "/export", "/dump": "/export", "/read": "/file",
+    "/glob": "/file", "/upload": "/file", "/show": "/context", "/push": "/fork", "/?": "/help",
+}  # fmt: skip
+"""What other chats call them."""
 
 _KEYS = {
     "Enter": "send; Alt-Enter or Ctrl-J begins a new line",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 from llamachat.cli.format import count
@@ -11,6 +12,7 @@ from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.cli.terminal.commands.settings import parse_settings
 
 _SHOWN_CHARACTERS = 60
+_MAX_FILES = 100
 
 
 def _clear(chat: OpenChat, _argument: str) -> Reply:
@@ -69,14 +71,32 @@ def _pin(chat: OpenChat, argument: str) -> Reply:
 
 def _file(chat: OpenChat, argument: str) -> Reply:
     if not argument:
-        raise BadCommand("/file needs the path of a text file.", "For example: /file notes.txt")
+        raise BadCommand("/file needs the path of a text file.", "For example: /file notes.txt, or /file src/*.py")
+    texts = {path: _read(path) for path in _paths(argument)}  # all of them, or none
+    chat.attached += texts.values()
+    tokenize = chat.session.engine.tokenizer.tokenize
+    rows = [f"{path.name} ({count(len(tokenize(text)), 'token')})" for path, text in texts.items()]
+    return Reply(f"{', '.join(rows)} {'go' if len(rows) > 1 else 'goes'} before your next message.")
+
+
+def _paths(argument: str) -> list[Path]:
+    """The file of that name; or else, by its wildcards, several."""
     path = Path(argument).expanduser()
+    if path.exists() or not set("*?[") & set(argument):
+        return [path]
+    matches = (match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if match.is_file())
+    found = sorted(islice(matches, _MAX_FILES + 1))
+    if not found:
+        raise BadCommand(f"No file is called like {argument}.", "Tab completes file names.")
+    if len(found) > _MAX_FILES:
+        raise BadCommand(f"More than {_MAX_FILES} files are called like {argument}.", "Take fewer at once.")
+    return found
+
+
+def _read(path: Path) -> str:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise BadCommand(f"{path} is not a file.", "A pipe or a device might never end; save what it gives first.")
-    text = read_text(path)
-    chat.attached.append(text)
-    n_tokens = len(chat.session.engine.tokenizer.tokenize(text))
-    return Reply(f"{path.name} ({count(n_tokens, 'token')}) goes before your next message.")
+    return read_text(path)
 
 
 def _require_turn(chat: OpenChat) -> None:
@@ -103,5 +123,5 @@ TALK = (
     Command("continue", "", "go on with an answer that was cut short", _continue),
     Command("system", "[TEXT|-]", "show, set or remove the system prompt; starts over", _system),
     Command("pin", "[off] [N]", "keep the last turn, or turn N, in the window however full that gets", _pin),
-    Command("file", "PATH", "put a text file before your next message", _file),
+    Command("file", "PATH", "put a text file, or several (*.py), before your next message", _file),
 )
