@@ -48,6 +48,12 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert min(help_s() for _ in range(5)) <= 0.25
 
 
+def test_a_chat_does_without_the_converter() -> None:
+    script = "import sys, llamachat.cli.opening, llamachat.engine.llamacpp; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"quantize", "gguf"} & {name.split(".")[0] for name in loaded}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_examples(command: str, run: RunCommand) -> None:
     result = run(*command.split(), "--help")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-import quantize
 from llamachat.errors import UnusableAdapter
 from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
@@ -56,6 +55,8 @@ def check_adapter(path: Path, model_path: Path) -> tuple[str, ...]:
     Raises `UnusableAdapter` for one that is not there, is damaged or does not fit. llama.cpp would tell less, and
     abort over some.
     """
+    import quantize  # takes a while to load, and most chats have no adapter
+
     if quantize.is_adapter(path):
         argument = shlex.quote(str(path))
         raise UnusableAdapter(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-from gguf import LlamaFileType
 
 from llamachat.engine.llamacpp.library import collected_log, init_backend, last_error, read_text, supports_gpu
 from llamachat.errors import NotAModelFile, UnusableAdapter
@@ -59,8 +58,13 @@ def metadata(model: Any) -> dict[str, str]:
 
 
 def file_type_name(model: Any) -> str:
-    """`q4_k_m`, from the header; `unknown` for what gguf does not know."""
-    try:
-        return LlamaFileType(llama_cpp.llama_model_ftype(model)).name.removeprefix("MOSTLY_").lower()
-    except ValueError:
-        return "unknown"
+    """`q4_k_m`, from the header; `unknown` for what llama.cpp has no name for."""
+    return _FILE_TYPES.get(llama_cpp.llama_model_ftype(model), "unknown")
+
+
+_FTYPE = "LLAMA_FTYPE_"
+_FILE_TYPES = {
+    getattr(llama_cpp, name): name.removeprefix(_FTYPE).removeprefix("MOSTLY_").lower()
+    for name in dir(llama_cpp)
+    if name.startswith(_FTYPE)
+}
