@@ -1,7 +1,7 @@
 # Uses the virtual environment that the README's test command makes.
 BIN := .venv/bin
 
-.PHONY: check test lint fix
+.PHONY: check test lint fix docs
 
 check: lint test
 
@@ -16,3 +16,6 @@ lint:
 fix:
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs:
+	$(BIN)/python docs/make_commands.py

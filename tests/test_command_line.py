@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import statistics
 import subprocess
@@ -61,6 +62,20 @@ def test_every_command_has_help_with_examples(command: str, run: RunCommand) -> 
     assert "Examples:" in result.stdout
     assert f"\n    llamachat {command}" in result.stdout, "one example a line"
     assert "\x1b" not in result.stdout
+
+
+def test_the_page_of_commands_names_every_option(run: RunCommand) -> None:
+    """What surrounds them is Typer's and may change with it."""
+    page = (Path(__file__).parents[1] / "docs" / "commands.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## llamachat ?(.*)\n+```\n([^`]*)```", page, re.MULTILINE))
+    assert sections.keys() >= {"", *COMMANDS}
+    for command, section in sections.items():
+        shown = run(*command.split(), "--help").stdout
+        assert _options(shown) == _options(section), f"{command}: make docs"
+
+
+def _options(text: str) -> set[str]:
+    return set(re.findall(r"--[a-z-]+", re.sub(r"-\n +", "-", text)))
 
 
 def test_version(run: RunCommand) -> None:
