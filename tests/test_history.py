@@ -620,6 +620,19 @@ def test_a_damaged_history_is_set_aside_and_never_deleted(tmp_path: Path) -> Non
     assert n_set_aside > 30
 
 
+def test_one_wrong_letter_in_the_schema_is_damage(tmp_path: Path) -> None:
+    """Reading alone, SQLite does not mind that a check speaks of a column that is not there; writing, it does."""
+    path = tmp_path / "history.db"
+    fill(path, "lake")
+    data = path.read_bytes().replace(b"seed INTEGER CHECK", b"seeX INTEGER CHECK")
+    path.write_bytes(data)
+    with History(path) as history:
+        (aside,) = tmp_path.glob("history-damaged-*.db")
+        assert aside.read_bytes() == data
+        assert not history.sessions()
+        _use(history)
+
+
 def _use(history: History) -> None:
     """Everything works, or says in a sentence why not: damage inside a value is not always to be seen."""
     for use in (

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -160,6 +160,7 @@ def _find_damage(path: Path) -> bool:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         if application != APPLICATION_ID or connection.execute("PRAGMA quick_check(1)").fetchall() != [(b"ok",)]:
             return True
+        _try_tables(connection)
         return not _has_tables_of(schema_version(connection), tables)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         return is_damage(error)
@@ -167,10 +168,24 @@ def _find_damage(path: Path) -> bool:
         connection.close()
 
 
+def _try_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables anew elsewhere: reading alone, SQLite does not mind columns that a damaged schema lacks."""
+    elsewhere = sqlite3.connect(":memory:")
+    try:
+        for name, statement in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"):
+            if name in _names(NEW_TABLES) and isinstance(statement, bytes):
+                elsewhere.execute(statement.decode())
+    finally:
+        elsewhere.close()
+
+
 def _has_tables_of(version: int, tables: set[bytes]) -> bool:
-    known = [{name.encode() for name in names} for names in NEW_TABLES]
-    expected = set().union(*known[: max(0, version)])
-    return version > len(MIGRATIONS) or (version > 0 and tables & set().union(*known) == expected)
+    expected = _names(NEW_TABLES[: max(0, version)])
+    return version > len(MIGRATIONS) or (version > 0 and tables & _names(NEW_TABLES) == expected)
+
+
+def _names(versions: Iterable[Iterable[str]]) -> set[bytes]:
+    return {name.encode() for names in versions for name in names}
 
 
 def is_damage(error: BaseException | None) -> bool:
