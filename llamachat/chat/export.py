@@ -74,7 +74,10 @@ def _to_json(tree: SessionTree) -> str:
 def _to_markdown(tree: SessionTree) -> str:
     parts = [f"# {_escape_markdown(tree.title)}", f"*{_escape_markdown(_about(tree))}*"]
     for stored in tree.path(tree.head):
-        parts += [f"## {_escape_markdown(_speaker(stored))}", _close_fence(stored.message.content.strip("\n"))]
+        parts.append(f"## {_escape_markdown(_speaker(stored))}")
+        if stored.message.reasoning:
+            parts += ["*Thoughts:*", _quote(stored.message.reasoning)]
+        parts.append(_close_fence(stored.message.content.strip("\n")))
         if stored.is_cut_short:
             parts.append("*(interrupted)*")
     if note := _note_on_branches(tree):
@@ -98,8 +101,14 @@ def _articles(tree: SessionTree) -> Iterator[str]:
         ending = "\n<p class=about>(interrupted)</p>" if stored.is_cut_short else ""
         yield (
             f"<article class={stored.message.role}>\n<h2>{_escape_html(_speaker(stored))}</h2>\n"
-            f'<div dir="auto">{_escape_html(stored.message.content)}</div>{ending}\n</article>'
+            f'{_thoughts(stored)}<div dir="auto">{_escape_html(stored.message.content)}</div>{ending}\n</article>'
         )
+
+
+def _thoughts(stored: StoredMessage) -> str:
+    text = stored.message.reasoning.strip()
+    body = f'<div class=about dir="auto">{_escape_html(text)}</div>'
+    return f"<details>\n<summary>Thoughts</summary>\n{body}\n</details>\n" if text else ""
 
 
 _PAGE = """<!DOCTYPE html>
@@ -161,6 +170,11 @@ def _close_fence(text: str) -> str:
         elif found and fence and found[1].startswith(fence) and not found[2].strip():
             fence = ""
     return f"{text}\n{fence}" if fence else text
+
+
+def _quote(text: str) -> str:
+    """Nothing in it, such as a code block that is never closed, reaches beyond the quote."""
+    return "\n".join(f"> {line}".rstrip() for line in text.strip().splitlines())
 
 
 def _escape_markdown(line: str) -> str:

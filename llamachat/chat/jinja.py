@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from llamachat.chat import sandbox
@@ -44,16 +44,22 @@ class JinjaRenderer:
         """What the template is told when it asks for the time."""
         sandbox.render(source, [], self.now)
 
-    def parts(self, messages: Messages, tokenizer: Tokenizer) -> list[Part]:
-        """Render the messages up to the place where the answer begins, or goes on if the last message is one."""
+    def parts(self, messages: Messages, tokenizer: Tokenizer, switches: Mapping[str, bool] | None = None) -> list[Part]:
+        """Render the messages up to the place where the answer begins, or goes on if the last message is one.
+
+        `switches` are variables that a template asks for besides those that all are given.
+        """
         control = [text for text in tokenizer.control_tokens if text]
         marks = [*control, *(tag for tag in self._tags if tag not in tokenizer.control_tokens)]
         end = ""
         if messages[-1]["role"] == "assistant":
-            end = _unused_characters("".join(message["content"] for message in messages), 1)[0]
+            end = _unused_characters(_all_texts(messages), 1)[0]
             messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + end}]
         defusal = _Defusal(messages, marks)
-        contexts = [_context(defused, tokenizer, is_open=bool(end)) for defused in (defusal.gentle, defusal.thorough)]
+        contexts = [
+            {**_context(defused, tokenizer, is_open=bool(end)), **(switches or {})}
+            for defused in (defusal.gentle, defusal.thorough)
+        ]
         rendered = (_cut(text, end) for text in sandbox.render(self._source, contexts, self.now))
         gentle, thorough = (_split(text, marks) for text in rendered)
         chosen = gentle if _markers(gentle) == _markers(thorough) else thorough
@@ -94,8 +100,7 @@ class _Defusal:
     def __init__(self, messages: Messages, control: Iterable[str]) -> None:
         cases = {first for text in control for first in (text[0], text[0].lower(), text[0].upper())}
         first_characters = sorted(first for first in cases if len(first) == 1)  # some capitals are two letters
-        everything = "".join(message["content"] for message in messages)
-        guard, *unused = _unused_characters(everything, 1 + len(first_characters))
+        guard, *unused = _unused_characters(_all_texts(messages), 1 + len(first_characters))
         stand_ins = dict(zip(first_characters, unused, strict=True))
         self._restore = {ord(stand_in): character for character, stand_in in stand_ins.items()} | {ord(guard): ""}
         table = {ord(character): stand_in for character, stand_in in stand_ins.items()}
@@ -109,9 +114,9 @@ class _Defusal:
             guarded = guard + content if content.lstrip().startswith(tails) else content
             return guarded.translate(table)
 
-        self.gentle = _with_contents(messages, break_whole)
+        self.gentle = _with_texts(messages, break_whole)
         """Only the tokens are broken."""
-        self.thorough = _with_contents(messages, break_everywhere)
+        self.thorough = _with_texts(messages, break_everywhere)
         """Every character is replaced that a token begins with, and no message goes on with what stands before it."""
 
     def undo(self, part: Part) -> Part:
@@ -119,8 +124,12 @@ class _Defusal:
         return Content(part.text.translate(self._restore)) if isinstance(part, Text) else part
 
 
-def _with_contents(messages: Messages, change: Callable[[str], str]) -> Messages:
-    return [{**message, "content": change(message["content"])} for message in messages]
+def _with_texts(messages: Messages, change: Callable[[str], str]) -> Messages:
+    return [{key: text if key == "role" else change(text) for key, text in message.items()} for message in messages]
+
+
+def _all_texts(messages: Messages) -> str:
+    return "".join(text for message in messages for text in message.values())
 
 
 def _markers(parts: Iterable[Part]) -> list[Part]:

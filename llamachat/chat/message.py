@@ -24,6 +24,8 @@ class Message:
     content: str
     is_pinned: bool = False
     """Of a user message: it and its answer stay in the context window, however full that gets."""
+    reasoning: str = ""
+    """Of an answer: what the model thought before it. It is no part of what was said."""
     key: int | None = field(default=None, compare=False)
     """Where the history keeps it."""
 
@@ -65,7 +67,12 @@ class Conversation:
     def all_messages(self) -> list[dict[str, str]]:
         """The messages with the system prompt first, in the form chat templates and JSON files have."""
         system = [Message("system", self.system)] if self.system is not None else []
-        return [{"role": message.role, "content": message.content} for message in (*system, *self.messages)]
+        return [_to_table(message) for message in (*system, *self.messages)]
+
+
+def _to_table(message: Message) -> dict[str, str]:
+    table = {"role": message.role, "content": message.content}
+    return {**table, "reasoning_content": message.reasoning} if message.reasoning else table
 
 
 def parse_messages(parsed: Any) -> Conversation:
@@ -81,6 +88,8 @@ def parse_messages(parsed: Any) -> Conversation:
 
 def _parse_message(i: int, entry: Any) -> Message:
     match entry:
+        case {"role": "assistant", "content": str(content), "reasoning_content": str(reasoning)}:
+            return Message("assistant", content, reasoning=reasoning)
         case {"role": str(role), "content": str(content)} if role in get_args(Role):
             return Message(role, content)  # type: ignore[arg-type]
     raise BadConversation(

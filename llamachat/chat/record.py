@@ -112,12 +112,12 @@ class HistoryRecord:
             with self._trouble():
                 self.history.set_facts(self.session_id, self._describe(None))
 
-    def write(self, content: str) -> None:
+    def write(self, content: str, reasoning: str) -> None:
         """See `Record`."""
         now = time.monotonic()
         if self._answer is not None and now - self._written_at >= _WRITE_EVERY_S:
             with self._trouble():
-                self.history.update_answer(self._answer, content)
+                self.history.update_answer(self._answer, content, reasoning=reasoning)
             self._written_at = time.monotonic()
 
     def finish(self, answer: Answer) -> int | None:
@@ -125,17 +125,24 @@ class HistoryRecord:
         key, self._answer = self._answer, None
         if key is not None:
             with self._trouble():
-                self.history.update_answer(key, answer.content, finish_reason=answer.finish_reason, stats=answer.stats)
+                self.history.update_answer(
+                    key,
+                    answer.content,
+                    reasoning=answer.reasoning,
+                    finish_reason=answer.finish_reason,
+                    stats=answer.stats,
+                )
                 self._head = key
         return key
 
-    def give_up(self, content: str) -> None:
+    def give_up(self, content: str, reasoning: str) -> None:
         """See `Record`."""
         key, self._answer = self._answer, None
         if key is not None and self.session_id is not None:
             with self._trouble():
-                self.history.update_answer(key, content, finish_reason="interrupted")
-                if not content or self._without_answer == self._head:  # else it goes on as one that was cut short
+                self.history.update_answer(key, content, reasoning=reasoning, finish_reason="interrupted")
+                is_empty = not (content or reasoning)
+                if is_empty or self._without_answer == self._head:  # else it goes on as one that was cut short
                     self.history.set_head(self.session_id, self._without_answer)
 
     def move(self, conversation: Conversation) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,8 +17,8 @@ from typing import Literal, Protocol
 
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.prompt import Prompt
+from llamachat.chat.reasoning import AnswerReader, Piece
 from llamachat.chat.templates import PromptTemplate
-from llamachat.chat.text import TextDecoder
 from llamachat.chat.window import Fit, fit, make_window
 from llamachat.engine.base import End, Engine, FinishReason, GenerationRequest, GenerationStats, Prefill, Token
 from llamachat.engine.sampling import SamplingParams
@@ -48,6 +49,22 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class ReasoningPiece:
+    """The next piece of what the model thinks before its answer, and how many tokens that has been."""
+
+    text: str
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Thought:
+    """The thoughts are over, or were cut short: tokens, and seconds from the first of them to the last."""
+
+    n_tokens: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
 class TextPiece:
     """The next piece of the answer."""
 
@@ -63,9 +80,11 @@ class Answer:
     stats: GenerationStats
     is_rest_read_again: bool = False
     """Whether turns were left out and what remains was evaluated again: `stats` tell how much, and how long it took."""
+    reasoning: str = ""
+    """What the model thought before it. `stats` count that, too."""
 
 
-SessionEvent = Notice | LeftOut | Prefill | TextPiece | Answer
+SessionEvent = Notice | LeftOut | Prefill | ReasoningPiece | Thought | TextPiece | Answer
 
 
 class Record(Protocol):
@@ -74,13 +93,13 @@ class Record(Protocol):
     def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:
         """Keep what `asked` has that is not kept yet, and a place for its answer; return it with the keys."""
 
-    def write(self, content: str) -> None:
+    def write(self, content: str, reasoning: str) -> None:
         """The answer has come so far. Called often; how often to act on it is the record's business."""
 
     def finish(self, answer: Answer) -> int | None:
         """Keep the whole answer; return its key."""
 
-    def give_up(self, content: str) -> None:
+    def give_up(self, content: str, reasoning: str) -> None:
         """The answer failed, never began, or nobody listened any more. Keep what there was of it.
 
         With what was asked it is the last word, unless it was asked in place of something else.
@@ -100,14 +119,14 @@ class NoRecord:
         """See `Record`."""
         return asked
 
-    def write(self, content: str) -> None:
+    def write(self, content: str, reasoning: str) -> None:
         """See `Record`."""
 
     def finish(self, answer: Answer) -> int | None:  # noqa: ARG002
         """See `Record`."""
         return None
 
-    def give_up(self, content: str) -> None:
+    def give_up(self, content: str, reasoning: str) -> None:
         """See `Record`."""
 
     def move(self, conversation: Conversation) -> None:
@@ -134,12 +153,15 @@ class Session:
         grammar: str | None = None,
         strict_tags: bool = False,
         examples: Sequence[Message] = (),
+        thinking: bool | None = None,
     ) -> None:
         """`max_tokens` limits each answer; `stop` adds to the template's own stop strings.
 
         `strict_tags` refuses messages with tags of the prompt format, as Meta's reference does; `examples` are turns
         that stand before all others.
-        With a `grammar` (GBNF) answers obey it from their first byte to their last, and stop strings mean nothing.
+        With a `grammar` (GBNF) answers obey it from their first byte to their last, and stop strings mean nothing;
+        nothing is thought before them. Otherwise `thinking` switches that on or off where the template can; None leaves
+        it to the template.
         """
         self.engine = engine
         self.template = template
@@ -157,6 +179,13 @@ class Session:
         self._began = datetime.now()
         self._strict_tags = strict_tags
         self._told: set[str] = set()
+        self.think(thinking)
+
+    def think(self, wanted: bool | None) -> None:
+        """Switch thinking before answers on or off, or (None) leave it to the template."""
+        self._thinking = wanted
+        self.template.thinking = False if self.grammar else wanted
+        self.template.answers_at_once = bool(self.grammar)
 
     @property
     def unanswered(self) -> Message | None:
@@ -172,6 +201,7 @@ class Session:
         """Go on with another model."""
         self.engine, self.template, self.sampling = engine, template, sampling
         template.begin(self._began)
+        self.think(self._thinking)
         self.left_out = frozenset()
 
     def start_over(self, system: str | None) -> None:
@@ -286,7 +316,7 @@ class Session:
             yield LeftOut(fitted.n_turns, fitted.n_tokens, n_prompt, n_ctx, fitted.cut is not None)
         asked = self.record.begin(asked, sampling)
         request = GenerationRequest(fitted.prompt.ids, sampling, self.max_tokens, cut=fitted.cut, grammar=self.grammar)
-        if (yield from self._generate(asked, request, cancel, leaves_out=fitted.n_turns > 0)):
+        if (yield from self._generate(asked, fitted.prompt, request, cancel, leaves_out=fitted.n_turns > 0)):
             self.left_out = fitted.left_out
 
     def _check_tags(self, conversation: Conversation) -> None:
@@ -300,19 +330,28 @@ class Session:
                 yield Notice(note)
 
     def _generate(
-        self, asked: Conversation, request: GenerationRequest, cancel: threading.Event, *, leaves_out: bool
+        self,
+        asked: Conversation,
+        prompt: Prompt,
+        request: GenerationRequest,
+        cancel: threading.Event,
+        *,
+        leaves_out: bool,
     ) -> Generator[SessionEvent, None, bool]:
         """Stream an answer; return whether there is one."""
-        begun = "" if asked.awaits_answer else asked.messages[-1].content
-        continues_text = bool(begun) or self.template.continues_text
+        last = asked.messages[-1]
+        content, reasoning = ("", "") if asked.awaits_answer else (last.content, last.reasoning)
+        continues_text = bool(content or reasoning) or self.template.continues_text
         strip_space = self.engine.tokenizer.adds_space_prefix and not continues_text
         stop = () if self.grammar else (*self.template.stop, *self._own_stop)
         control = self.engine.tokenizer.control_tokens
         stop_ids = {control[text] for text in stop if text in control}  # these have no text to be found in the answer
         is_stopped = False
-        decoder = TextDecoder(stop, strip_space=strip_space and not self.grammar)
+        tags = None if self.grammar else self.template.reasoning
+        place = self.template.place_of(prompt, last)
+        reader = AnswerReader(tags, place, stop, control, strip_space=strip_space and not self.grammar)
+        clock = _ThinkingClock()
         halt = _AnyOf(cancel)
-        content = begun
         finished = False
         try:
             for event in self.engine.generate(request, halt):
@@ -322,37 +361,65 @@ class Session:
                     case Token(token_id, _) if is_stopped or token_id in stop_ids:
                         is_stopped = True
                         halt.set()
-                    case Token(_, piece):
-                        if decoded := decoder.feed(piece):
-                            content += decoded
-                            self.record.write(content)
-                            yield TextPiece(decoded)
-                        if decoder.stopped:
+                    case Token(token_id, piece):
+                        clock.tick()
+                        read = reader.feed(token_id, piece)
+                        content, reasoning = content + read.content, reasoning + read.reasoning
+                        if read.content or read.reasoning:
+                            self.record.write(content, reasoning)
+                        yield from clock.events(read, is_over=not reader.is_thinking)
+                        if reader.stopped:
                             halt.set()
                     case End(finish_reason, stats):
-                        if rest := decoder.finish():
-                            content += rest
-                            yield TextPiece(rest)
-                        reason: FinishReason = "stop" if decoder.stopped or is_stopped else finish_reason
+                        read = reader.finish()
+                        content, reasoning = content + read.content, reasoning + read.reasoning
+                        yield from clock.events(read, is_over=True)
+                        reason: FinishReason = "stop" if reader.stopped or is_stopped else finish_reason
                         is_read_again = leaves_out and not _is_shifted(request, stats)
-                        answer = Answer(content, reason, stats, is_read_again)
+                        answer = Answer(content, reason, stats, is_read_again, reasoning)
                         finished = self._finish(asked, answer)
                         yield answer
         finally:
             if not finished:
                 self._pending = asked if asked.awaits_answer else None
-                self.record.give_up(content)
+                self.record.give_up(content, reasoning)
         return finished
 
     def _finish(self, asked: Conversation, answer: Answer) -> bool:
         """Let the conversation grow; False if there was no answer to let it grow by."""
-        if not answer.content and answer.finish_reason == "interrupted":
+        if not (answer.content or answer.reasoning) and answer.finish_reason == "interrupted":
             return False
         key = self.record.finish(answer)
         self._pending = None
         question = asked if asked.awaits_answer else replace(asked, messages=asked.messages[:-1])
-        self.conversation = question.with_message("assistant", answer.content, key)
+        message = Message("assistant", answer.content, reasoning=answer.reasoning, key=key)
+        self.conversation = replace(question, messages=(*question.messages, message))
         return True
+
+
+class _ThinkingClock:
+    """How much is thought, and for how long; makes events of what was read."""
+
+    def __init__(self) -> None:
+        self._n_tokens = 0
+        self._n_thought = 0
+        self._began = self._ended = 0.0
+
+    def tick(self) -> None:
+        """A token has come."""
+        self._began = self._began if self._n_tokens else time.monotonic()
+        self._n_tokens += 1
+
+    def events(self, read: Piece, *, is_over: bool) -> Iterator[ReasoningPiece | Thought | TextPiece]:
+        """`is_over` tells that no thoughts follow what was read."""
+        if read.reasoning:
+            self._n_thought, self._ended = self._n_tokens, time.monotonic()
+            yield ReasoningPiece(read.reasoning, self._n_tokens)
+        if is_over and self._n_thought:
+            n_thought, self._n_thought = self._n_thought, 0
+            yield Thought(n_thought, self._ended - self._began)
+        if read.content:
+            yield TextPiece(read.content)
 
 
 def _is_shifted(request: GenerationRequest, stats: GenerationStats) -> bool:

@@ -29,6 +29,15 @@ class Overflow(str, Enum):
     STOP = "stop"
 
 
+class Reasoning(str, Enum):
+    """`--reasoning`."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+    HIDE = "hide"
+
+
 class RopeScaling(str, Enum):
     """`--rope-scaling`."""
 
@@ -87,6 +96,12 @@ class ChatArguments:
     overflow: Annotated[
         Overflow, typer.Option(help="When the window is full: drop the oldest turns, or stop.", case_sensitive=False)
     ] = Overflow.DROP
+    reasoning: Annotated[
+        Reasoning,
+        typer.Option(
+            help="Thinking before answers: as the model does it by itself, on, off, or not shown.", case_sensitive=False
+        ),
+    ] = Reasoning.AUTO
     rope_scaling: Annotated[
         RopeScaling | None, typer.Option(help="Go beyond the window the model was trained for.", case_sensitive=False)
     ] = None
@@ -125,6 +140,7 @@ def chat_options(arguments: ChatArguments) -> ChatOptions:
         max_tokens=arguments.max_tokens,
         stop=tuple(arguments.stop or ()),
         overflow=arguments.overflow.value,
+        reasoning=arguments.reasoning.value,
         strict_tags=arguments.strict_tags,
         examples=_turns(arguments.examples),
         infill=(read_text(arguments.infill[0]), read_text(arguments.infill[1])) if arguments.infill else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamachat.chat.history import StoredSession
 from llamachat.chat.history.titles import make_title
-from llamachat.chat.session import Answer, LeftOut
+from llamachat.chat.session import Answer, LeftOut, Session, Thought
 from llamachat.cli.format import count
 
 
@@ -38,3 +38,22 @@ def describe_resumed(stored: StoredSession) -> str:
     elif stored.finish_reason == "interrupted":
         lines.append("The last answer was cut short; /continue goes on with it.")
     return "\n".join(lines)
+
+
+def describe_thought(thought: Thought) -> str:
+    """How long and how much the model thought."""
+    return f"(thought for {thought.elapsed_s:.1f} s, {count(thought.n_tokens, 'token')})"
+
+
+def describe_unmet(session: Session, reasoning: str) -> str | None:
+    """Why a wish about thinking cannot be met as it was said; None if it can."""
+    template = session.template
+    thinks, can_switch = template.reasoning is not None, template.can_switch_thinking
+    if session.grammar and thinks and not (can_switch and reasoning != "on"):
+        return "A grammar holds the answer from its first word: the model answers without thinking first."
+    if reasoning == "on" and not can_switch:
+        how = "has no switch for it: the model thinks when it does so by itself" if thinks else "does not know of it"
+        return f"Thinking cannot be switched on: the template {how}."
+    if reasoning == "off" and thinks and not can_switch:
+        return "Thinking cannot be switched off: the template has no switch for it. What is thought is not shown."
+    return None

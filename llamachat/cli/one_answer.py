@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 
-from llamachat.chat.session import Answer, LeftOut, Notice, Session, TextPiece
+from llamachat.chat.session import Answer, LeftOut, Notice, ReasoningPiece, TextPiece, Thought
 from llamachat.cli.describing import describe_left_out, describe_read_again
 from llamachat.cli.opening import OpenChat
 from llamachat.cli.output import out
 from llamachat.cli.question import Question
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
+from llamachat.cli.terminal.thoughts import ThoughtsView
 from llamachat.cli.terminal.view import open_view
 from llamachat.engine.base import Tokenizer
 from llamachat.errors import PromptTooLong
@@ -21,7 +22,7 @@ def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: b
         out.note(_describe_sources(question, opened.session.engine.tokenizer))
     try:
         with cancel_on_interrupt() as cancel:
-            answer = _stream(opened.session, question.text, cancel, silent=as_json)
+            answer = _stream(opened, question.text, cancel, silent=as_json)
     except PromptTooLong as error:
         error.next_step = opened.window_advice(error)
         raise
@@ -31,6 +32,8 @@ def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: b
         out.warning(
             "The answer is incomplete: there was no room for all that the grammar asks for. Raise --max-tokens."
         )
+    if answer.reasoning and not answer.content and answer.finish_reason == "length":
+        out.warning("There was no room for an answer after what was thought. Raise --max-tokens or --ctx.")
     if again := describe_read_again(answer):
         out.note(again)
     if stats:
@@ -43,14 +46,16 @@ def _describe_sources(question: Question, tokenizer: Tokenizer) -> str:
     return " · ".join(f"{name}: {len(tokenizer.tokenize(text)):,} tokens" for name, text in question.sources)
 
 
-def _stream(session: Session, question: str, cancel: threading.Event, *, silent: bool) -> Answer:
-    with open_view() as view:
-        for event in session.send(question, cancel):
+def _stream(opened: OpenChat, question: str, cancel: threading.Event, *, silent: bool) -> Answer:
+    with open_view() as view, ThoughtsView(shown=opened.shows_thoughts) as thoughts:
+        for event in opened.session.send(question, cancel):
             match event:
                 case Notice(note):
                     out.warning(note)
                 case LeftOut():
                     out.warning(describe_left_out(event))
+                case ReasoningPiece() | Thought() if not silent:
+                    thoughts.feed(event)
                 case TextPiece(text) if not silent:
                     view.feed(text)
                 case Answer():
@@ -63,6 +68,7 @@ def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
     return {
         "model": opened.model.label,
         "content": answer.content,
+        **({"reasoning": answer.reasoning} if answer.reasoning else {}),
         "finish_reason": answer.finish_reason,
         "prompt_tokens": stats.n_prompt,
         "completion_tokens": stats.n_generated,

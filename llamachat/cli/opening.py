@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from llamachat.chat.history import History, SessionFacts, StoredSession
 from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Answer, Overflow, Session
 from llamachat.chat.templates import ASKED_FOR, Infill, TemplateChoice, choose_template
+from llamachat.cli.describing import describe_unmet
 from llamachat.cli.format import size
 from llamachat.cli.loading import Meanwhile, load_with_adapters
 from llamachat.cli.output import out
@@ -24,7 +26,11 @@ from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
 from llamachat.paths import history_path
 
+Reasoning = Literal["auto", "on", "off", "hide"]
+"""Thinking before answers: as the template has it by itself, switched on, switched off, or as it is but not shown."""
+
 _CTX_STEP = 1024
+_THINKING: Mapping[Reasoning, bool | None] = {"auto": None, "on": True, "off": False, "hide": None}
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class ChatOptions:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     overflow: Overflow = "drop"
+    reasoning: Reasoning = "auto"
     grammar: str | None = None
     strict_tags: bool = False
     examples: Sequence[Message] = ()
@@ -91,6 +98,16 @@ class OpenChat:
     def _keep_facts(self) -> None:
         if self.record:
             self.record.keep_facts()
+
+    def set_reasoning(self, reasoning: Reasoning) -> None:
+        """Let the model think before its answers from now on, or not, or unseen; whichever model it is."""
+        self.options = replace(self.options, reasoning=reasoning)
+        self.session.think(_THINKING[reasoning])
+
+    @property
+    def shows_thoughts(self) -> bool:
+        """Whether what the model thinks is to be seen."""
+        return self.options.reasoning in ("auto", "on")
 
     def resume(self, stored: StoredSession) -> None:
         """Go on with a stored conversation as it stopped, if that was with the model there is now; else with that."""
@@ -225,11 +242,14 @@ def _open_session(stored: StoredModel, options: ChatOptions, meanwhile: Meanwhil
             grammar=options.grammar,
             strict_tags=options.strict_tags,
             examples=options.examples,
+            thinking=_THINKING[options.reasoning],
         )
     except LlamachatError:
         engine.close()
         raise
     opened = OpenChat(options, stored, session, choice, adapters)
+    if note := describe_unmet(session, options.reasoning):
+        out.note(note)
     try:
         yield opened
     finally:

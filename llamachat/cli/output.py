@@ -98,6 +98,21 @@ class Output:
         """Something worth knowing, quietly."""
         self._say(text, "dim")
 
+    def aside(self, text: str) -> None:
+        """A piece of a text that is no data, such as what a model thinks: on stderr, dim on a terminal."""
+        from rich.text import Text
+
+        self.talk.print(Text(visible(text), style="dim"), end="")
+
+    def faint(self, text: str) -> None:
+        """Data that matters less: dim on a terminal."""
+        from rich.text import Text
+
+        if sys.stdout.isatty():
+            self.data.print(Text(visible(text), style="dim"), soft_wrap=True)
+        else:
+            self.text(text)
+
     def warning(self, text: str) -> None:
         """Something the user should not miss."""
         self._say(f"Warning: {text}", "yellow")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -104,7 +105,10 @@ def show(session: Annotated[str, _ID] = "last", as_json: Annotated[bool, _JSON] 
     out.text(f"{tree.id} · {tree.title}")
     out.text(f"{tree.facts.model} · template {tree.facts.template} · {moment(tree.created)} to {moment(tree.updated)}")
     for stored in tree.path(tree.head):
-        out.text(f"\n{_speaker(stored)}:\n{stored.message.content}{' (interrupted)' if stored.is_cut_short else ''}")
+        out.text(f"\n{_speaker(stored)}:")
+        if stored.message.reasoning:
+            out.faint(indent(f"Thoughts:\n{stored.message.reasoning.strip()}", "  "))
+        out.text(f"{stored.message.content}{' (interrupted)' if stored.is_cut_short else ''}")
     _say_branches(tree, other_branches(tree))
 
 

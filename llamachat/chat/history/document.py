@@ -4,7 +4,8 @@
      "messages": [{"id", "parent", "role", "content", "is_pinned", "created",
                    "finish_reason", "facts", "seed", "stats"}, …]}
 
-Parents come before their children. `facts` of an answer are null where it was made with the session's.
+An answer with thoughts before it has "reasoning" as well. Parents come before their children. `facts` of an answer
+are null where it was made with the session's.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def _message_to_json(stored: StoredMessage, ids: Mapping[int, int], facts: Sessi
         "parent": ids[stored.parent] if stored.parent is not None else None,
         "role": stored.message.role,
         "content": stored.message.content,
+        **({"reasoning": stored.message.reasoning} if stored.message.reasoning else {}),
         "is_pinned": stored.message.is_pinned,
         "created": stored.created,
         "finish_reason": stored.finish_reason,
@@ -119,8 +121,10 @@ def _message(entry: Mapping[str, Any], where: str, facts: SessionFacts) -> Store
         return stored
     own = entry.get("facts")
     stats = entry.get("stats")
+    reasoning = _take(entry.get("reasoning", ""), _is_text, f"{where}: reasoning")
     return replace(
         stored,
+        message=replace(stored.message, reasoning=reasoning),
         finish_reason=_take(entry.get("finish_reason"), _optional(_is_finish_reason), f"{where}: finish_reason"),
         facts=_facts(own, f"{where}: facts") if own is not None else facts,
         seed=_take(entry.get("seed"), _optional(_is_count), f"{where}: seed"),

@@ -126,6 +126,7 @@ class History:
         key: int,
         content: str,
         *,
+        reasoning: str = "",
         finish_reason: FinishReason | None = None,
         stats: GenerationStats | None = None,
         seed: int | None = None,
@@ -134,8 +135,8 @@ class History:
 
         `stats` and `seed` are kept as they were where None.
         """
-        names = ["content", "finish_reason"]
-        values: list[Any] = [_storable(content), finish_reason]
+        names = ["content", "reasoning", "finish_reason"]
+        values: list[Any] = [_storable(content), _storable(reasoning), finish_reason]
         if stats is not None:
             names += STATS_COLUMNS.split(", ")
             values += stats_row(stats)
@@ -352,11 +353,12 @@ def _insert_messages(connection: sqlite3.Connection, session: int, tree: Session
 
 def _insert_stored(connection: sqlite3.Connection, session: int, stored: StoredMessage, facts: int | None) -> int:
     message = stored.message
-    columns = f"session, parent, role, content, is_pinned, created, finish_reason, facts, seed, {STATS_COLUMNS}"
-    about = (message.is_pinned, stored.created, stored.finish_reason, facts, stored.seed, *stats_row(stored.stats))
-    return _insert(
-        connection, "message", columns, (session, stored.parent, message.role, _storable(message.content), *about)
+    columns = (
+        f"session, parent, role, content, reasoning, is_pinned, created, finish_reason, facts, seed, {STATS_COLUMNS}"
     )
+    about = (message.is_pinned, stored.created, stored.finish_reason, facts, stored.seed, *stats_row(stored.stats))
+    texts = (_storable(message.content), _storable(message.reasoning))
+    return _insert(connection, "message", columns, (session, stored.parent, message.role, *texts, *about))
 
 
 def _read_facts_of(connection: sqlite3.Connection, session: int) -> dict[int, SessionFacts]:

@@ -78,8 +78,10 @@ _WHAT_TO_INDEX = (
     """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_SESSIONS_AND_MESSAGES, _WHAT_TO_INDEX)
-NEW_TABLES: tuple[tuple[str, ...], ...] = (("session", "facts", "message"), ("to_index",))
+_REASONING = ("ALTER TABLE message ADD COLUMN reasoning TEXT NOT NULL DEFAULT '' CHECK (typeof(reasoning) = 'text')",)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_SESSIONS_AND_MESSAGES, _WHAT_TO_INDEX, _REASONING)
+NEW_TABLES: tuple[tuple[str, ...], ...] = (("session", "facts", "message"), ("to_index",), ())
 """The tables that each version adds."""
 
 

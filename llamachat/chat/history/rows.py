@@ -11,7 +11,9 @@ from llamachat.engine.base import GenerationStats
 
 FACTS_COLUMNS = "model, model_sha256, template, sampling, n_ctx, adapters"
 STATS_COLUMNS = "n_prompt, n_reused, n_generated, prefill_s, ttft_s, decode_s"
-MESSAGE_COLUMNS = f"key, parent, role, content, is_pinned, created, finish_reason, facts, seed, {STATS_COLUMNS}"
+MESSAGE_COLUMNS = (
+    f"key, parent, role, content, reasoning, is_pinned, created, finish_reason, facts, seed, {STATS_COLUMNS}"
+)
 
 _N_STATS = 6
 
@@ -39,11 +41,11 @@ def stats_row(stats: GenerationStats | None) -> tuple[int | float | None, ...]:
 
 def read_message(row: tuple[Any, ...], facts: dict[int, SessionFacts]) -> StoredMessage:
     """A row of `MESSAGE_COLUMNS`; `facts` by id."""
-    key, parent, role, content, is_pinned, created, finish_reason, facts_id, seed, *stats = row
+    key, parent, role, content, reasoning, is_pinned, created, finish_reason, facts_id, seed, *stats = row
     return StoredMessage(
         key=key,
         parent=parent,
-        message=Message(role, content, is_pinned=bool(is_pinned), key=key),
+        message=Message(role, content, is_pinned=bool(is_pinned), reasoning=reasoning, key=key),
         created=created,
         finish_reason=finish_reason,
         facts=facts.get(facts_id),

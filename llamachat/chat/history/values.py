@@ -57,8 +57,9 @@ class StoredMessage:
 
     @property
     def is_no_answer(self) -> bool:
-        """Whether this answer broke off before its first word."""
-        return self.message.role == "assistant" and not self.message.content and self.is_cut_short
+        """Whether this answer broke off before its first word, and the first thought."""
+        is_empty = not (self.message.content or self.message.reasoning)
+        return self.message.role == "assistant" and is_empty and self.is_cut_short
 
     @property
     def is_cut_short(self) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar
 
-from llamachat.chat.message import Conversation
-from llamachat.chat.prompt import Part, Prompt, assemble
+from llamachat.chat.message import Conversation, Message
+from llamachat.chat.prompt import Content, Marker, Part, Prompt, Text, assemble
+from llamachat.chat.reasoning import Place, ReasoningTags
 from llamachat.chat.spelling import find_tags
 from llamachat.engine.base import Tokenizer
 from llamachat.errors import BadConversation
@@ -26,6 +28,14 @@ class PromptTemplate(ABC):
     tags: tuple[str, ...] = ()
     """The family's markers that are plain text; what people write is kept from passing for one."""
     is_chat = True
+    reasoning: ReasoningTags | None = None
+    """What stands around the family's thoughts, if it is one that thinks before it answers."""
+    can_switch_thinking = False
+    """Whether the template has a switch for that."""
+    thinking: bool | None = None
+    """How that switch is set; None leaves it as the template has it by itself."""
+    answers_at_once = False
+    """Whether an answer is to begin without thoughts: those that a prompt begins are ended in it, too."""
 
     def __init__(self) -> None:
         self._began = datetime.now()
@@ -50,7 +60,33 @@ class PromptTemplate(ABC):
         """
         if not conversation.messages:
             raise BadConversation("There is nothing to answer.", "Begin the conversation with a user message.")
-        return assemble(self.parts(conversation, tokenizer), tokenizer, self.tags)
+        return assemble(self._all_parts(conversation, tokenizer), tokenizer, self.tags)
+
+    def place_of(self, prompt: Prompt, last: Message) -> Place:
+        """Where what the model writes after `prompt` goes on; `last` is the conversation's last message."""
+        if last.role == "assistant" and last.content:
+            return "answer"
+        if last.role == "assistant" and last.reasoning:
+            return "within"
+        is_open = self.reasoning is not None and prompt.text.rstrip().endswith(self.reasoning.start)
+        return "thoughts" if is_open else "start"
+
+    def _all_parts(self, conversation: Conversation, tokenizer: Tokenizer) -> list[Part]:
+        """The prompt with the thoughts of the answer that goes on, or with the end of those that are not wanted."""
+        last = conversation.messages[-1]
+        tags = self.reasoning
+        if tags and last.role == "assistant" and last.reasoning:
+            thinking = copy(self)
+            thinking.thinking = True if self.can_switch_thinking else None
+            asked = replace(conversation, messages=conversation.messages[:-1])
+            parts = list(thinking.parts(asked, tokenizer))
+            begin = [] if _opens(parts, tags) else [_tag(tags.start, tokenizer), Text("\n")]
+            end = [Text("\n"), _tag(tags.end, tokenizer), Text("\n\n"), Content(last.content)] if last.content else []
+            return [*parts, *begin, Content(last.reasoning), *end]
+        parts = list(self.parts(conversation, tokenizer))
+        if tags and self.answers_at_once and _opens(parts, tags):
+            parts += [Text("\n"), _tag(tags.end, tokenizer), Text("\n\n")]
+        return parts
 
     def tags_in(self, conversation: Conversation, tokenizer: Tokenizer) -> list[str]:
         """The family's tags and the vocabulary's control tokens that stand in messages, as text.
@@ -64,6 +100,16 @@ class PromptTemplate(ABC):
     @abstractmethod
     def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
         """The prompt in pieces, BOS included."""
+
+
+def _opens(parts: Sequence[Part], tags: ReasoningTags) -> bool:
+    """Whether a prompt ends with the beginning of thoughts."""
+    texts = [part.text for part in parts if isinstance(part, (Marker, Text))]
+    return "".join(texts).rstrip().endswith(tags.start)
+
+
+def _tag(text: str, tokenizer: Tokenizer) -> Part:
+    return Marker(text) if text in tokenizer.control_tokens else Text(text)
 
 
 @dataclass(frozen=True)

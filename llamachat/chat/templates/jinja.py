@@ -8,6 +8,7 @@ from datetime import datetime
 from llamachat.chat.jinja import JinjaRenderer
 from llamachat.chat.message import Conversation
 from llamachat.chat.prompt import Marker, Part, Text, TokenId
+from llamachat.chat.reasoning import ReasoningTags
 from llamachat.chat.templates.base import PromptTemplate
 from llamachat.chat.templates.code_llama import CodeLlama70b
 from llamachat.chat.templates.llama2 import Llama2
@@ -21,6 +22,16 @@ _TAGS = (
 )
 """Markers that are plain text for want of a control token, in the families known here and in common ones besides."""
 
+_REASONING_TAGS = (
+    ReasoningTags("<think>", "</think>"),  # DeepSeek-R1 and its distillates, Qwen3, QwQ, SmolLM3, GLM, MiniMax, …
+    ReasoningTags("<seed:think>", "</seed:think>"),
+    ReasoningTags("[THINK]", "[/THINK]"),
+    ReasoningTags("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+"""A template of a reasoning model has their end tag in it: to write it, or to take earlier thoughts away."""
+_SWITCH = "enable_thinking"
+"""The variable by which published templates are told to do without thoughts."""
+
 
 class Jinja(PromptTemplate):
     """The checkpoint's own template, from the GGUF header, in a sandbox."""
@@ -32,6 +43,8 @@ class Jinja(PromptTemplate):
         super().__init__()
         self.tags = tuple(tag for tag in _TAGS if tag in source)
         self._renderer = JinjaRenderer(source, self.tags)
+        self.reasoning = next((tags for tags in _REASONING_TAGS if tags.end in source), None)
+        self.can_switch_thinking = self.reasoning is not None and _SWITCH in source
 
     def begin(self, when: datetime) -> None:
         """See `PromptTemplate`."""
@@ -40,7 +53,8 @@ class Jinja(PromptTemplate):
 
     def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
         """See `PromptTemplate`. A BOS the template does not write is added if the model expects one."""
-        parts = self._renderer.parts(conversation.all_messages(), tokenizer)
+        switches = {_SWITCH: self.thinking} if self.thinking is not None else {}
+        parts = self._renderer.parts(conversation.all_messages(), tokenizer, switches)
         first = next((part for part in parts if not (isinstance(part, Text) and part.text.isspace())), None)
         has_bos = isinstance(first, Marker) and tokenizer.control_tokens.get(first.text) == tokenizer.bos_id
         if tokenizer.adds_bos and not has_bos:

@@ -9,7 +9,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 
 from llamachat.cli.terminal.commands import COMMANDS, is_command
-from llamachat.cli.terminal.commands.settings import SAMPLING_NAMES, SETTINGS_NAMES
+from llamachat.cli.terminal.commands.settings import REASONING_MODES, SAMPLING_NAMES, SETTINGS_NAMES
 from llamachat.cli.terminal.escapes import visible
 
 Words = Callable[[], Iterable[str]]
@@ -27,6 +27,7 @@ class ChatCompleter(Completer):
             "/set": lambda: SETTINGS_NAMES,
             "/retry": _sampling,
             "/model": _models,
+            "/reasoning": lambda: REASONING_MODES,
             **(words or {}),
         }
         self._paths = PathCompleter(expanduser=True)

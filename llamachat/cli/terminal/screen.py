@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from shutil import get_terminal_size
 from textwrap import fill
 
-from llamachat.chat.session import Answer, LeftOut, Notice, SessionEvent, TextPiece
+from llamachat.chat.session import Answer, LeftOut, Notice, ReasoningPiece, SessionEvent, TextPiece, Thought
 from llamachat.cli.describing import describe_left_out, describe_read_again, describe_resumed
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.output import out
@@ -17,6 +17,7 @@ from llamachat.cli.terminal.commands.keep import session_words
 from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
 from llamachat.cli.terminal.notice import PrefillNotice
 from llamachat.cli.terminal.reader import Reader, open_reader
+from llamachat.cli.terminal.thoughts import ThoughtsView
 from llamachat.cli.terminal.toolbar import Toolbar
 from llamachat.cli.terminal.view import open_view
 from llamachat.engine.base import Prefill
@@ -126,7 +127,12 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
     """Stream one answer and an empty line; return whether it was interrupted. An error costs this turn only."""
     shown = interrupted = False
     try:
-        with cancel_on_interrupt() as cancel, open_view() as view, PrefillNotice() as notice:
+        with (
+            cancel_on_interrupt() as cancel,
+            open_view() as view,
+            ThoughtsView(shown=chat.shows_thoughts) as thoughts,
+            PrefillNotice() as notice,
+        ):
             for event in answer(cancel):
                 match event:
                     case Notice(note):
@@ -135,6 +141,9 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
                         out.note(describe_left_out(event))
                     case Prefill(n_done, n_total):
                         notice.update(n_done, n_total)
+                    case ReasoningPiece() | Thought():
+                        notice.close()
+                        thoughts.feed(event)
                     case TextPiece(piece):
                         notice.close()
                         view.feed(piece)
@@ -155,7 +164,8 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
 def _finish(chat: OpenChat, answer: Answer, *, shown: bool, show_stats: bool) -> None:
     """What follows an answer; `shown` tells whether anything of it is on the screen now."""
     chat.last_answer = answer
-    ending = _ENDINGS.get((answer.finish_reason, shown))
+    is_begun = shown or (bool(answer.reasoning) and answer.finish_reason != "stop")
+    ending = _ENDINGS.get((answer.finish_reason, is_begun))
     if ending:
         out.note(ending)
     if again := describe_read_again(answer):
@@ -171,4 +181,4 @@ _ENDINGS = {
     ("length", False): "(there was no room for an answer)",
     ("length", True): "(the answer reached its token limit or the end of the context window; /continue goes on)",
 }
-"""By finish reason and whether anything was shown."""
+"""By finish reason and whether anything was shown, or thought before it was cut short."""

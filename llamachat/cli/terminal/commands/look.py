@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from llamachat.chat.message import Conversation
+from dataclasses import replace
+
+from llamachat.chat.message import Conversation, Message
 from llamachat.chat.window import make_window
 from llamachat.cli.opening import OpenChat
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
@@ -17,7 +19,8 @@ def _context(chat: OpenChat, _argument: str) -> Reply:
     window = make_window(session.engine.info.n_ctx, session.max_tokens)
     turns = conversation.turns
     kept = [i for i in range(len(turns)) if i not in session.left_out]
-    sizes = [_n_tokens(chat, conversation.with_turns(turns[i] for i in kept[: n + 1])) for n in range(len(kept))]
+    before = [_without_thoughts(turns[i]) for i in kept[:-1]] + [turns[i] for i in kept[-1:]]
+    sizes = [_n_tokens(chat, conversation.with_turns(before[: n + 1])) for n in range(len(before))]
     n_system = sizes[0] - _n_tokens(chat, Conversation(None, turns[kept[0]])) if kept else 0
     lines = [f"system{n_system:>7,}"] if n_system else []
     sizes = [n_system, *sizes]
@@ -31,6 +34,11 @@ def _context(chat: OpenChat, _argument: str) -> Reply:
     if any(turn[0].is_pinned for turn in turns):
         lines.append("* pinned")
     return Reply("\n".join(lines))
+
+
+def _without_thoughts(turn: tuple[Message, ...]) -> tuple[Message, ...]:
+    """An earlier turn as families that think see it. Where a template keeps thoughts, they count for the last turn."""
+    return tuple(replace(message, reasoning="") for message in turn)
 
 
 def _n_tokens(chat: OpenChat, conversation: Conversation) -> int:

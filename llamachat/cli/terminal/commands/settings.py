@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import typer
 
-from llamachat.cli.opening import OpenChat
+from llamachat.cli.describing import describe_unmet
+from llamachat.cli.opening import OpenChat, Reasoning
 from llamachat.cli.options import parse_adapter
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.engine.base import LoraAdapter
@@ -31,6 +32,15 @@ _CTX: Limits = (int, 256, 10_000_000)
 
 SAMPLING_NAMES = tuple(_SAMPLING)
 SETTINGS_NAMES = (*_SAMPLING, "max_tokens", "ctx")
+
+
+_REASONING: Mapping[Reasoning, str] = {
+    "auto": "as the model does it by itself",
+    "on": "on",
+    "off": "off",
+    "hide": "as the model does it by itself, not shown",
+}
+REASONING_MODES = tuple(_REASONING)
 
 
 def parse_settings(chat: OpenChat, words: Sequence[str]) -> SamplingParams:
@@ -108,8 +118,19 @@ def _adapter(chat: OpenChat, argument: str) -> Reply:
     return Reply(chat.describe())
 
 
+def _reasoning(chat: OpenChat, argument: str) -> Reply:
+    wanted = next((mode for mode in REASONING_MODES if mode == argument.lower()), None)
+    if argument and wanted is None:
+        raise BadCommand(f"There is no /reasoning {argument}.", f"There are: {', '.join(REASONING_MODES)}.")
+    if wanted:
+        chat.set_reasoning(wanted)
+    mode = chat.options.reasoning
+    return Reply(describe_unmet(chat.session, mode) or f"Thinking before answers: {_REASONING[mode]}.")
+
+
 SETTINGS = (
     Command("set", "[NAME VALUE]", "show or change temperature, top_p, seed, max_tokens, ctx, …", _set),
     Command("model", "[NAME]", "go on with another model", _model),
+    Command("reasoning", "[auto|on|off|hide]", "let the model think before it answers, or not, or unseen", _reasoning),
     Command("adapter", "[PATH[:SCALE]|off]", "go on with an adapter (LoRA), or without", _adapter),
 )
