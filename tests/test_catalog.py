@@ -31,6 +31,8 @@ llama2-chinese-7b-chat llama2-chinese-13b-chat mistral-7b-v0.1 mistral-7b-v0.2 m
 mistral-7b-instruct-v0.1 mistral-7b-instruct-v0.2 mistral-7b-instruct-v0.3 qwen2.5-0.5b-instruct
 qwen2.5-1.5b-instruct qwen2.5-3b-instruct qwen2.5-7b-instruct qwen2.5-14b-instruct qwen2.5-32b-instruct
 qwen2.5-72b-instruct tinyllama-1.1b-chat smollm2-135m-instruct smollm2-360m-instruct smollm2-1.7b-instruct
+qwen3-0.6b qwen3-1.7b qwen3-4b qwen3-8b qwen3-14b qwen3-32b deepseek-r1-llama-8b deepseek-r1-llama-70b
+deepseek-r1-qwen-1.5b deepseek-r1-qwen-7b deepseek-r1-qwen-14b deepseek-r1-qwen-32b
 """.split()  # noqa: SIM905
 
 
@@ -56,6 +58,8 @@ def test_known_parameter_counts() -> None:
     assert specs["llama-3-8b"].n_params == 8_030_261_248
     assert specs["tinyllama-1.1b-chat"].n_params == 1_100_048_384
     assert specs["smollm2-135m-instruct"].n_params == 134_515_008
+    assert specs["qwen3-0.6b"].n_params == 596_049_920
+    assert specs["deepseek-r1-qwen-1.5b"].n_params == 1_777_088_000
 
 
 def test_the_users_file_overlays_key_by_key(home: Path) -> None:
