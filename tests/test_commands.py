@@ -12,6 +12,7 @@ import pytest
 
 from llamachat.chat.history import History, SessionFacts
 from llamachat.chat.message import Message
+from llamachat.chat.reasoning import ReasoningTags
 from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Answer, Session, TextPiece
 from llamachat.chat.templates import ChatML, Jinja, TemplateChoice
@@ -95,6 +96,61 @@ def test_undo_retry_edit_and_continue_are_kept(talk: Talk) -> None:
     tree = talk.history.tree(1)
     assert {stored.message.content for stored in tree.messages} >= {"1", "uno", "Two", "2", "Three", "3", "one more"}
     assert not talk.troubles
+
+
+class ThinkingChatML(ChatML):
+    """A family that thinks and has a switch for it."""
+
+    reasoning = ReasoningTags("<think>", "</think>")
+    can_switch_thinking = True
+
+
+def test_thoughts_go_with_their_answers_wherever_these_go(talk: Talk) -> None:
+    talk.chat.session.template = ThinkingChatML()
+    talk.say("One", b"<think>eins</think>1")
+    talk.say("Two", b"<think>zwei</think>2")
+    thoughts = [message.reasoning for message in talk.chat.session.conversation.messages]
+    assert thoughts == ["", "eins", "", "zwei"]
+    talk.do("/retry", b"<think>deux</think>II")
+    talk.do("/fork copy")
+    copied = talk.history.load(2).conversation
+    assert copied == talk.chat.session.conversation
+    assert [message.reasoning for message in copied.messages] == ["", "eins", "", "deux"]
+    assert talk.do("/undo").text.startswith("Took back 1 turn")
+    talk.do("/edit Eins", b"<think>again</think>uno")
+    assert talk.chat.session.conversation.messages[-1] == Message("assistant", "uno", reasoning="again")
+    assert talk.do("/copy").copy == "uno"
+    assert not talk.troubles
+
+
+def test_context_counts_thoughts_of_the_last_answer_alone(talk: Talk) -> None:
+    talk.chat.session.template = ThinkingChatML()
+    talk.say("One", b"<think>" + b"x" * 90 + b"</think>1")
+    alone = int(talk.do("/context").text.splitlines()[1].split()[1])
+    talk.say("Two", b"<think>" + b"y" * 50 + b"</think>2")
+    one, two = (int(line.split()[1]) for line in talk.do("/context").text.splitlines()[1:3])
+    assert one < 90 < alone
+    assert 50 < two < 90 + 50
+    in_use = int(talk.do("/context").text.splitlines()[-1].split()[0])
+    seen = talk.chat.session.seen()
+    assert seen
+    assert in_use == len(seen.ids)
+
+
+def test_reasoning_is_switched_by_a_command(talk: Talk) -> None:
+    assert talk.do("/reasoning").text == "Thinking before answers: as the model does it by itself."
+    assert "cannot be switched on" in talk.do("/reasoning on").text, "the template does not know of it"
+    template = talk.chat.session.template = ThinkingChatML()
+    for word, thinking, shows in (
+        ("off", False, False),
+        ("ON", True, True),
+        ("hide", None, False),
+        ("auto", None, True),
+    ):
+        assert talk.do(f"/reasoning {word}").text.startswith("Thinking before answers: ")
+        assert (template.thinking, talk.chat.shows_thoughts) == (thinking, shows)
+    with pytest.raises(LlamachatError, match="There is no /reasoning loud"):
+        talk.do("/reasoning loud")
 
 
 def test_edit_without_words_gives_the_last_message_to_the_line_editor(talk: Talk) -> None:

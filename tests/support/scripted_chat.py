@@ -13,11 +13,13 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llamachat.__main__ import main
+from llamachat.chat.templates import CHAT_TEMPLATE_KEY
 from llamachat.cli import loading
 from llamachat.errors import EngineFailed
 from support.fake_engine import FakeEngine, Step
@@ -28,11 +30,14 @@ def _step(step: str | float) -> Step:
 
 
 def _open_engine(script: Path, _path: Path, _options: Any, cancel: threading.Event | None = None) -> FakeEngine:
-    """`SCRIPTED_LOAD_S` is how long the model takes to load."""
+    """`SCRIPTED_LOAD_S` is how long the model takes to load, `SCRIPTED_TEMPLATE` the template it brings."""
     if cancel and cancel.wait(float(os.environ.get("SCRIPTED_LOAD_S", "0"))):
         raise EngineFailed("cancelled")
     answers = json.loads(script.read_text(encoding="utf-8"))
-    return FakeEngine(*([_step(step) for step in answer] for answer in answers))
+    engine = FakeEngine(*([_step(step) for step in answer] for answer in answers))
+    if source := os.environ.get("SCRIPTED_TEMPLATE"):
+        engine.info = replace(engine.info, metadata={CHAT_TEMPLATE_KEY: source})
+    return engine
 
 
 if __name__ == "__main__":

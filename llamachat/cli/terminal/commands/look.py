@@ -21,7 +21,7 @@ def _context(chat: OpenChat, _argument: str) -> Reply:
     kept = [i for i in range(len(turns)) if i not in session.left_out]
     before = [_without_thoughts(turns[i]) for i in kept[:-1]] + [turns[i] for i in kept[-1:]]
     sizes = [_n_tokens(chat, conversation.with_turns(before[: n + 1])) for n in range(len(before))]
-    n_system = sizes[0] - _n_tokens(chat, Conversation(None, turns[kept[0]])) if kept else 0
+    n_system = sizes[0] - _n_tokens(chat, Conversation(None, before[0])) if kept else 0
     lines = [f"system{n_system:>7,}"] if n_system else []
     sizes = [n_system, *sizes]
     for i, turn in enumerate(turns):
