@@ -384,7 +384,7 @@ class WindowFull(LlamachatError):
             f"The conversation has {n_prompt:,} tokens now. The context window holds {n_ctx:,}, "
             f"of which {n_reserved:,} are kept for the answer.",
             "Take turns back with /undo, start over with /clear, give a larger window with --ctx, "
-            "or let the oldest turns go with --overflow drop.",
+            "or let the oldest turns go with --overflow drop, or be summed up with --overflow compact.",
         )
 
 

@@ -145,6 +145,8 @@ def _about(tree: SessionTree) -> str:
 def _speaker(stored: StoredMessage) -> str:
     if stored.message.role == "assistant":
         return stored.facts.model if stored.facts else "Model"
+    if stored.message.n_summarized:
+        return "llamachat"
     return {"system": "System", "user": "You"}[stored.message.role]
 
 

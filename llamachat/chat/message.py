@@ -28,6 +28,8 @@ class Message:
     """Of an answer: what the model thought before it. It is no part of what was said."""
     key: int | None = field(default=None, compare=False)
     """Where the history keeps it."""
+    n_summarized: int = 0
+    """Of a user message: its answer is a summary, which stands for so many of the conversation's first turns."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Messages are the truth; the engine's KV cache only saves time. A turn that fails leaves the conversation as it
 was; a turn that is interrupted keeps what was answered, so there are never two user messages in a row. When the
-context window is full, the oldest turns are left out of the prompt and stay in the conversation.
+context window is full, the oldest turns are left out of the prompt, or a summary takes their place in it; they stay
+in the conversation.
 """
 
 from __future__ import annotations
@@ -15,18 +16,29 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, Protocol
 
+from llamachat.chat.compaction import (
+    FULL_SHARE,
+    Compacted,
+    Compacting,
+    NotCompacted,
+    n_in_turns,
+    n_to_sum_up,
+    summary_request,
+)
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.prompt import Prompt
 from llamachat.chat.reasoning import AnswerReader, Piece
 from llamachat.chat.templates import PromptTemplate
-from llamachat.chat.window import Fit, fit, make_window
+from llamachat.chat.window import Fit, fit, make_window, places_shown, shown
 from llamachat.engine.base import End, Engine, FinishReason, GenerationRequest, GenerationStats, Prefill, Token
 from llamachat.engine.sampling import SamplingParams
-from llamachat.errors import BadConversation, ForbiddenTags, WindowFull
+from llamachat.errors import BadConversation, ForbiddenTags, LlamachatError, WindowFull
 
-Overflow = Literal["drop", "stop"]
+Overflow = Literal["drop", "stop", "compact"]
 
 _N_SEEDS = 2**32 - 1
+_WORTH_IT = 2
+"""Older turns are summed up by themselves if they are so many times as long as a summary may get."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,9 @@ class Answer:
     """What the model thought before it. `stats` count that, too."""
 
 
-SessionEvent = Notice | LeftOut | Prefill | ReasoningPiece | Thought | TextPiece | Answer
+SessionEvent = (
+    Notice | LeftOut | Prefill | ReasoningPiece | Thought | TextPiece | Answer | Compacting | Compacted | NotCompacted
+)
 
 
 class Record(Protocol):
@@ -175,7 +189,7 @@ class Session:
         self.record: Record = record or NoRecord()
         self._pending: Conversation | None = None
         self.grammar = grammar
-        self._own_stop = tuple(stop)
+        self.own_stop = tuple(stop)
         self._began = datetime.now()
         self._strict_tags = strict_tags
         self._told: set[str] = set()
@@ -246,8 +260,7 @@ class Session:
         conversation = self.conversation
         if not conversation.messages:
             return None
-        kept = (turn for i, turn in enumerate(conversation.turns) if i not in self.left_out)
-        return self.template.render(conversation.with_turns(kept), self.engine.tokenizer)
+        return self._render(shown(conversation, self.left_out))
 
     def send(self, text: str, cancel: threading.Event) -> Iterator[SessionEvent]:
         """Say `text` and stream the answer; setting `cancel` ends it early.
@@ -278,7 +291,24 @@ class Session:
             raise BadConversation("There is no answer to go on with.", "Ask something first.")
         if self.grammar:
             raise BadConversation("A grammar holds whole answers only.", "Have it answered anew with /retry.")
+        if self.conversation.messages[-2].n_summarized:
+            raise BadConversation("A summary is not gone on with.", "Have it written anew with /retry.")
         return self._answer(self.conversation, cancel, self.sampling)
+
+    def compact(self, cancel: threading.Event, focus: str = "") -> Iterator[SessionEvent]:
+        """Have the model sum up older turns, and go on with the summary in their place; `focus` is what matters in it.
+
+        The pieces of the summary come as those of an answer, then `Compacted` or `NotCompacted`, but no `Answer`.
+        Raises `BadConversation` if there is nothing to sum up, and what `send` raises.
+        """
+        if self._pending:
+            raise BadConversation("Your last message is not answered yet.", "Ask again with /retry, or take it back.")
+        n_turns = n_to_sum_up(self.conversation, self.engine.info.n_ctx, self._render)
+        if not n_turns:
+            raise BadConversation(
+                "There is nothing to sum up yet.", "The last turns and those that are pinned stay as they are."
+            )
+        return self._sum_up(n_turns, cancel, focus)
 
     def require_question(self) -> Message:
         """What the user said last, answered or not. Raises `BadConversation` before anything was said."""
@@ -292,12 +322,88 @@ class Session:
         asked = self._pending or self.conversation
         return asked.with_turns(asked.turns[:-1])
 
+    def _render(self, conversation: Conversation) -> Prompt:
+        return self.template.render(conversation, self.engine.tokenizer)
+
+    def _sum_up(self, n_turns: int, cancel: threading.Event, focus: str = "") -> Iterator[SessionEvent]:
+        started = time.monotonic()
+        n_ctx, before = self.engine.info.n_ctx, shown(self.conversation, self.left_out)
+        n_before = len(self._render(before).ids)
+        yield Compacting(n_turns, n_before, n_ctx)
+        sampling = _seeded(self.sampling)
+        aside = self._aside(sampling, make_window(n_ctx, None).n_reserved)
+        request = summary_request(self.conversation, aside.max_tokens or 0, focus)
+        answer = None
+        try:
+            for event in aside.send(request, cancel):
+                if isinstance(event, Answer):
+                    answer = replace(event, content=event.content.strip())
+                elif not isinstance(event, LeftOut):  # which is told when it is known what came of it
+                    yield event
+        finally:
+            self.think(self._thinking)  # the template is shared
+        if answer is None or answer.finish_reason == "interrupted":
+            yield NotCompacted("The summary was interrupted.")
+            return
+        question = Message("user", request, n_summarized=n_turns)
+        asked = replace(self.conversation, messages=(*self.conversation.messages, question))
+        left_out = frozenset(i for i in self.left_out if i >= n_turns)
+        n_after = len(self._render(shown(asked.with_message("assistant", answer.content), left_out)).ids)
+        if not answer.content or n_after >= n_before:
+            numbers = f"longer than what it sums up: {n_after:,} tokens for {n_before:,}"
+            yield NotCompacted(f"The summary is {numbers if answer.content else 'empty'}.")
+            return
+        unread = [i for i in places_shown(self.conversation, ()) if i < n_turns and i in aside.left_out]
+        self._finish(self.record.begin(asked, sampling), answer)
+        self.left_out = left_out
+        elapsed_s = time.monotonic() - started
+        yield Compacted(n_turns, len(unread), n_before, n_after, elapsed_s, answer.finish_reason == "length")
+
+    def _aside(self, sampling: SamplingParams, max_tokens: int) -> Session:
+        """The conversation as it stands, to ask something in that is not kept; it shares the KV cache."""
+        aside = Session(
+            self.engine,
+            self.template,
+            sampling,
+            max_tokens=max_tokens,
+            strict_tags=self._strict_tags,
+            thinking=False,
+        )
+        aside.conversation, aside.left_out, aside._told = self.conversation, self.left_out, self._told
+        return aside
+
+    def _n_to_make_room(self, asked: Conversation, fitted: Fit) -> int:
+        """How many turns to sum up before a question that goes on from the conversation, as the window gets full."""
+        n_ctx = self.engine.info.n_ctx
+        is_full = fitted.n_turns or len(fitted.prompt.ids) > FULL_SHARE * n_ctx
+        goes_on = asked.turns[:-1] == self.conversation.turns and not asked.messages[-1].n_summarized
+        if self.overflow != "compact" or not (is_full and goes_on and self.conversation.messages):
+            return 0
+        n_turns = n_to_sum_up(self.conversation, n_ctx, self._render)
+        least = _WORTH_IT * make_window(n_ctx, None).n_reserved
+        return n_turns if n_turns and n_in_turns(asked, n_turns, self.left_out, self._render) >= least else 0
+
+    def _compact_before(
+        self, asked: Conversation, n_turns: int, cancel: threading.Event
+    ) -> Generator[SessionEvent, None, Conversation]:
+        """Sum up the first turns; return what is asked then. If that fails it is asked as it was."""
+        try:
+            for event in self._sum_up(n_turns, cancel):
+                if not isinstance(event, (TextPiece, ReasoningPiece, Thought)):
+                    yield event
+        except LlamachatError as error:
+            yield NotCompacted(str(error))
+        if self.conversation.turns == asked.turns[:-1]:
+            return asked
+        question = replace(asked.messages[-1], key=None)  # where it was kept, if it was, it follows something else
+        return replace(self.conversation, messages=(*self.conversation.messages, question))
+
     def _fit(self, asked: Conversation) -> Fit:
         engine = self.engine
         return fit(
             asked,
             make_window(engine.info.n_ctx, self.max_tokens),
-            lambda conversation: self.template.render(conversation, engine.tokenizer),
+            self._render,
             self.left_out & frozenset(range(len(asked.turns) - 1)),
             can_shift=engine.can_shift,
         )
@@ -305,14 +411,16 @@ class Session:
     def _answer(self, asked: Conversation, cancel: threading.Event, sampling: SamplingParams) -> Iterator[SessionEvent]:
         self._check_tags(asked)
         fitted = self._fit(asked)
+        if n_turns := self._n_to_make_room(asked, fitted):
+            asked = yield from self._compact_before(asked, n_turns, cancel)
+            fitted = self._fit(asked)
         n_prompt, n_ctx = len(fitted.prompt.ids), self.engine.info.n_ctx
         if fitted.n_turns and self.overflow == "stop":
             n_reserved = make_window(n_ctx, self.max_tokens).n_reserved
             raise WindowFull(n_prompt + fitted.n_tokens, n_ctx, n_reserved)
-        if sampling.seed is None:
-            sampling = replace(sampling, seed=secrets.randbelow(_N_SEEDS))  # to be kept with the answer
+        sampling = _seeded(sampling)
         yield from self._notices(fitted.prompt)
-        if fitted.n_turns:
+        if fitted.n_turns and not cancel.is_set():
             yield LeftOut(fitted.n_turns, fitted.n_tokens, n_prompt, n_ctx, fitted.cut is not None)
         asked = self.record.begin(asked, sampling)
         request = GenerationRequest(fitted.prompt.ids, sampling, self.max_tokens, cut=fitted.cut, grammar=self.grammar)
@@ -343,7 +451,7 @@ class Session:
         content, reasoning = ("", "") if asked.awaits_answer else (last.content, last.reasoning)
         continues_text = bool(content or reasoning) or self.template.continues_text
         strip_space = self.engine.tokenizer.adds_space_prefix and not continues_text
-        stop = () if self.grammar else (*self.template.stop, *self._own_stop)
+        stop = () if self.grammar else (*self.template.stop, *self.own_stop)
         control = self.engine.tokenizer.control_tokens
         stop_ids = {control[text] for text in stop if text in control}  # these have no text to be found in the answer
         is_stopped = False
@@ -420,6 +528,11 @@ class _ThinkingClock:
             yield Thought(n_thought, self._ended - self._began)
         if read.content:
             yield TextPiece(read.content)
+
+
+def _seeded(sampling: SamplingParams) -> SamplingParams:
+    """With a seed to be kept with the answer."""
+    return sampling if sampling.seed is not None else replace(sampling, seed=secrets.randbelow(_N_SEEDS))
 
 
 def _is_shifted(request: GenerationRequest, stats: GenerationStats) -> bool:

@@ -1,13 +1,13 @@
 """Which turns fit the context window: a pure function over a conversation.
 
 The oldest turns go first, whole: a user message with its answer. The system prompt, pinned turns and the open turn
-stay. If that is not enough the prompt is refused; nothing is ever cut.
+stay. If that is not enough the prompt is refused; nothing is ever cut. A summary of older turns stands in their place.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from llamachat.chat.message import Conversation
@@ -59,6 +59,29 @@ class Fit:
     """Set if all that changed before the open turn is that a run of ids is gone."""
 
 
+def places_shown(conversation: Conversation, left_out: Collection[int]) -> list[int]:
+    """The places of the turns that a prompt has, in its order: without those of `left_out`.
+
+    The last summary that is there stands for the turns it is a summary of; pinned ones stay, before it. Earlier
+    summaries count for nothing any more.
+    """
+    turns = conversation.turns
+    summaries = [i for i, turn in enumerate(turns) if turn[0].n_summarized and len(turn) > 1]
+    if not summaries:
+        return [i for i in range(len(turns)) if i not in left_out]
+    *earlier, last = summaries
+    n_summarized = min(turns[last][0].n_summarized, last)
+    before = [i for i in range(n_summarized) if turns[i][0].is_pinned]
+    after = [i for i in range(n_summarized, len(turns)) if i != last]
+    return [i for i in (*before, last, *after) if i not in left_out and i not in earlier]
+
+
+def shown(conversation: Conversation, left_out: Collection[int]) -> Conversation:
+    """What a prompt has of a conversation; see `places_shown`."""
+    turns = conversation.turns
+    return conversation.with_turns(turns[i] for i in places_shown(conversation, left_out))
+
+
 def fit(
     conversation: Conversation, window: Window, render: Render, left_out: frozenset[int], *, can_shift: bool
 ) -> Fit:
@@ -68,7 +91,7 @@ def fit(
     Otherwise the remaining prompt has to be evaluated again; so that this happens rarely, the prompt is then brought
     down to three quarters of the window. Raises `PromptTooLong` with what cannot be left out.
     """
-    full = render(_without(conversation, left_out))
+    full = render(shown(conversation, left_out))
     if len(full.ids) <= window.n_prompt_max:
         return Fit(full, left_out)
     candidates = _Candidates(conversation, left_out, render)
@@ -90,8 +113,9 @@ class _Candidates:
 
     def __init__(self, conversation: Conversation, left_out: frozenset[int], render: Render) -> None:
         self._conversation, self._left_out, self._render = conversation, left_out, render
-        closed = conversation.turns[:-1]
-        self._may_go = [i for i, turn in enumerate(closed) if i not in left_out and not turn[0].is_pinned]
+        turns = conversation.turns
+        closed = [i for i in places_shown(conversation, left_out) if i < len(turns) - 1 and not turns[i][0].is_pinned]
+        self._may_go = sorted(closed, key=lambda i: turns[i][0].n_summarized > 0)  # a summary stays as long as it can
         self._known: dict[int, Prompt] = {}
 
     def fewest(self, n_max: int) -> int:
@@ -101,15 +125,11 @@ class _Candidates:
 
     def prompt(self, n: int) -> Prompt:
         if n not in self._known:
-            self._known[n] = self._render(_without(self._conversation, self._left_out | self.first(n)))
+            self._known[n] = self._render(shown(self._conversation, self._left_out | self.first(n)))
         return self._known[n]
 
     def first(self, n: int) -> frozenset[int]:
         return frozenset(self._may_go[:n])
-
-
-def _without(conversation: Conversation, left_out: frozenset[int]) -> Conversation:
-    return conversation.with_turns(turn for i, turn in enumerate(conversation.turns) if i not in left_out)
 
 
 def _find_cut(before: tuple[int, ...], after: tuple[int, ...]) -> Cut | None:

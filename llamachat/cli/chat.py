@@ -22,6 +22,7 @@ def chat(arguments: ChatArguments) -> None:
       llamachat chat -p "Why is the sky blue?" --temperature 0
       git diff | llamachat chat -p "Write a commit message"
       llamachat chat --resume                                        (the last conversation; or --resume 12)
+      llamachat chat --overflow compact                              (sums up older turns when the window is full)
       llamachat chat -f report.txt -p "Who is named here?" --json-schema people.json
       llamachat chat llama-2-7b-chat --adapter my-lora.gguf:0.8
       llamachat chat codellama-7b --infill before.py after.py

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand
@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     from llamachat.cli.opening import ChatOptions
     from llamachat.engine.base import EngineOptions
 
-KvType = Literal["f16", "q8_0", "q4_0"]
-
 
 class Overflow(str, Enum):
     """`--overflow`."""
 
     DROP = "drop"
     STOP = "stop"
+    COMPACT = "compact"
 
 
 class Reasoning(str, Enum):
@@ -92,10 +91,13 @@ class ChatArguments:
     ] = None
     threads: Annotated[int | None, typer.Option(min=1, max=512, help="Threads; default: the physical cores.")] = None
     gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto"
-    kv_type: Annotated[str, typer.Option(help="KV cache: f16, q8_0 or q4_0.")] = "f16"
+    kv_type: Annotated[str | None, typer.Option(help="KV cache: f16 (default), q8_0 or q4_0.")] = None
     overflow: Annotated[
-        Overflow, typer.Option(help="When the window is full: drop the oldest turns, or stop.", case_sensitive=False)
-    ] = Overflow.DROP
+        Overflow | None,
+        typer.Option(
+            help="When the window is full: drop the oldest turns (default), stop, or sum them up.", case_sensitive=False
+        ),
+    ] = None
     reasoning: Annotated[
         Reasoning,
         typer.Option(
@@ -139,7 +141,7 @@ def chat_options(arguments: ChatArguments) -> ChatOptions:
         template=arguments.template,
         max_tokens=arguments.max_tokens,
         stop=tuple(arguments.stop or ()),
-        overflow=arguments.overflow.value,
+        overflow=arguments.overflow.value if arguments.overflow else None,
         reasoning=arguments.reasoning.value,
         strict_tags=arguments.strict_tags,
         examples=_turns(arguments.examples),
@@ -168,9 +170,10 @@ def _turns(examples: Path | None) -> tuple[Message, ...]:
 
 
 def _engine_options(arguments: ChatArguments) -> EngineOptions:
-    from llamachat.engine.base import EngineOptions, LoraAdapter
+    from llamachat.engine.base import EngineOptions, KvType, LoraAdapter
 
-    if (kv_type := arguments.kv_type.lower()) not in get_args(KvType):
+    kv_type = arguments.kv_type.lower() if arguments.kv_type is not None else None
+    if kv_type not in (None, *get_args(KvType)):
         raise typer.BadParameter("--kv-type is f16, q8_0 or q4_0.")
     return EngineOptions(
         n_ctx=arguments.n_ctx,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
 from llamachat.chat.history import StoredSession
 from llamachat.chat.history.titles import make_title
 from llamachat.chat.session import Answer, LeftOut, Session, Thought
@@ -18,6 +19,20 @@ def describe_left_out(left_out: LeftOut) -> str:
     )
 
 
+def describe_compaction(event: Compacting | Compacted | NotCompacted) -> str:
+    """One line with numbers about a summary that takes the place of older turns."""
+    match event:
+        case Compacting(n_turns, n_tokens, n_ctx):
+            return f"Summing up {count(n_turns, 'turn')}; {n_tokens:,} of {n_ctx:,} tokens are in use …"
+        case NotCompacted(reason):
+            return f"{reason} The conversation stays as it was."
+        case Compacted(n_turns, n_unread, n_before, n_after, elapsed_s, is_cut):
+            unread = f" {n_unread} of them had no room in the window any more and are not in it." if n_unread else ""
+            cut = " The summary was cut at its limit." if is_cut else ""
+            tokens = f"{count(n_after, 'token')} are in use instead of {n_before:,}"
+            return f"Summed up {count(n_turns, 'turn')} in {elapsed_s:.1f} s: {tokens}.{unread}{cut}"
+
+
 def describe_read_again(answer: Answer) -> str | None:
     """How long it took that turns were left out and the rest had to be evaluated again; None if it had not."""
     stats = answer.stats
@@ -29,8 +44,11 @@ def describe_read_again(answer: Answer) -> str | None:
 
 def describe_resumed(stored: StoredSession) -> str:
     """Which conversation goes on, and where it stopped."""
-    n_turns = len(stored.conversation.turns)
+    turns = stored.conversation.turns
+    n_turns = sum(not question.n_summarized for question, *_ in turns)
     lines = [f"Conversation {stored.id} goes on after {count(n_turns, 'turn')}: {stored.title}"]
+    if n_turns < len(turns):
+        lines.append("A summary stands for the older ones; /context shows them.")
     if stored.unanswered:
         lines.append(
             f"Your last message was not answered; /retry asks it again: {make_title(stored.unanswered.content)}"

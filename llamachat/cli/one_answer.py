@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 
+from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
 from llamachat.chat.session import Answer, LeftOut, Notice, ReasoningPiece, TextPiece, Thought
-from llamachat.cli.describing import describe_left_out, describe_read_again
+from llamachat.cli.describing import describe_compaction, describe_left_out, describe_read_again
 from llamachat.cli.opening import OpenChat
 from llamachat.cli.output import out
 from llamachat.cli.question import Question
@@ -56,6 +57,8 @@ def _stream(opened: OpenChat, question: str, cancel: threading.Event, *, silent:
                     out.warning(describe_left_out(event))
                 case ReasoningPiece() | Thought() if not silent:
                     thoughts.feed(event)
+                case Compacting() | Compacted() | NotCompacted():
+                    out.note(describe_compaction(event))
                 case TextPiece(text) if not silent:
                     view.feed(text)
                 case Answer():

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from llamachat.chat.history import History, SessionFacts, StoredSession
 from llamachat.chat.message import Message
@@ -18,7 +18,7 @@ from llamachat.cli.describing import describe_unmet
 from llamachat.cli.format import size
 from llamachat.cli.loading import Meanwhile, load_with_adapters
 from llamachat.cli.output import out
-from llamachat.engine.base import Engine, EngineOptions, LoraAdapter
+from llamachat.engine.base import Engine, EngineOptions, KvType, LoraAdapter, RopeScaling
 from llamachat.engine.sampling import SamplingParams, recommended
 from llamachat.errors import HistoryFailed, LlamachatError, PromptTooLong
 from llamachat.models.memory import kv_bytes_per_token, read_shape
@@ -43,7 +43,7 @@ class ChatOptions:
     template: str | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    overflow: Overflow = "drop"
+    overflow: Overflow | None = None
     reasoning: Reasoning = "auto"
     grammar: str | None = None
     strict_tags: bool = False
@@ -95,6 +95,12 @@ class OpenChat:
         self.session.sampling = self.session.sampling.override(values)
         self._keep_facts()
 
+    def set_limits(self, *, max_tokens: int | None, overflow: Overflow) -> None:
+        """Change how long answers may get, and what happens when the window is full."""
+        self.options = replace(self.options, max_tokens=max_tokens, overflow=overflow)
+        self.session.max_tokens, self.session.overflow = max_tokens, overflow
+        self._keep_facts()
+
     def _keep_facts(self) -> None:
         if self.record:
             self.record.keep_facts()
@@ -116,12 +122,18 @@ class OpenChat:
         self.adopt(stored)
 
     def _answer_as(self, facts: SessionFacts) -> None:
-        engine = replace(self.options.engine, n_ctx=None, adapters=())
-        options = _as_before(replace(self.options, sampling={}, template=None, engine=engine), facts, same_model=True)
-        now = self.facts()
-        if (now.template, now.n_ctx, now.adapters) != (facts.template, facts.n_ctx, facts.adapters):
+        open_engine = replace(self.options.engine, n_ctx=None, adapters=(), kv_type=None, rope_scaling=None)
+        open_options = replace(
+            self.options, sampling={}, template=None, engine=open_engine, max_tokens=None, stop=(), overflow=None
+        )
+        options = _as_before(open_options, facts, same_model=True)
+        now, engine = self.facts(), self.options.engine
+        is_other = (engine.kv_type, engine.rope_scaling) != (options.engine.kv_type, options.engine.rope_scaling)
+        if is_other or (now.template, now.n_ctx, now.adapters) != (facts.template, facts.n_ctx, facts.adapters):
             self._become(self.model, options)
-        self.options, self.session.sampling = options, facts.sampling_params()
+        session = self.session
+        self.options, session.sampling = options, facts.sampling_params()
+        session.max_tokens, session.own_stop, session.overflow = options.max_tokens, options.stop, _overflow(options)
 
     def adopt(self, stored: StoredSession) -> None:
         """Go on with a stored conversation as answers are made now."""
@@ -141,7 +153,7 @@ class OpenChat:
         shorten = "Shorten it, "
         if any(turn[0].is_pinned for turn in self.session.conversation.turns):
             shorten += "let pinned turns go with /pin off, "
-        more_bytes = (n_ctx - error.n_ctx) * kv_bytes_per_token(shape, self.options.engine.kv_type)
+        more_bytes = (n_ctx - error.n_ctx) * kv_bytes_per_token(shape, self.options.engine.kv_type or "f16")
         beyond = " --rope-scaling yarn, since the model was trained for less" if n_ctx > n_ctx_train else ""
         return f"{shorten}or give a larger window: --ctx {n_ctx}{beyond}, which takes {size(more_bytes)} more memory."
 
@@ -163,7 +175,21 @@ class OpenChat:
             sampling={**asdict(sampling or self.session.sampling), "seed": self.session.sampling.seed},
             n_ctx=self.session.engine.info.n_ctx,
             adapters=tuple((str(adapter.path), adapter.scale) for adapter in self.adapters),
+            options=self._other_options(),
         )
+
+    def _other_options(self) -> dict[str, Any]:
+        """What is not as it would be by itself. Of a grammar only that there is one: see `open_chat`."""
+        session, engine = self.session, self.options.engine
+        options = {
+            "max_tokens": session.max_tokens,
+            "stop": [text for text in session.own_stop if text],
+            "overflow": session.overflow if session.overflow != "drop" else None,
+            "kv_type": engine.kv_type if engine.kv_type != "f16" else None,
+            "rope_scaling": engine.rope_scaling,
+            "grammar": session.grammar is not None,
+        }
+        return {name: value for name, value in options.items() if value}
 
     def describe(self) -> str:
         """One line: model with its adapters, context, threads or GPU, template."""
@@ -199,7 +225,7 @@ def open_chat(
     """
     with open_history(needed=resume is not None, wanted=save) as history:
         stored = history.load(history.find(resume)) if history and resume is not None else None
-        found = resolve(model or (stored.facts.model if stored else None))
+        found = resolve(model) if model or not stored else _model_of(stored)
         options = _as_before(options, stored.facts, same_model=found.label == stored.facts.model) if stored else options
         with _open_session(found, options, meanwhile) as opened:
             if history and save:
@@ -209,19 +235,51 @@ def open_chat(
                 opened.adopt(stored)
                 if opened.facts().model_sha256 != stored.facts.model_sha256:
                     out.note(f"It began with another model: {stored.facts.model}, of other content.")
+                if stored.facts.options.get("grammar") and not options.grammar:  # which is for one use, not for a talk
+                    out.note("Its answers obeyed a grammar; now they do only with --grammar or --json-schema.")
             yield opened
+
+
+def _model_of(stored: StoredSession) -> StoredModel:
+    try:
+        return resolve(stored.facts.model)
+    except LlamachatError as error:
+        step = error.next_step.removesuffix(".")
+        error.next_step = f"{step}, or go on with another model: llamachat chat MODEL --resume {stored.id}"
+        raise
+
+
+def _overflow(options: ChatOptions) -> Overflow:
+    return options.overflow or "drop"
 
 
 def _as_before(options: ChatOptions, facts: SessionFacts, *, same_model: bool) -> ChatOptions:
     """What the command line leaves open is as it was; what belongs to a model only if that is the same."""
     asked = {name: value for name, value in options.sampling.items() if value is not None}
-    sampling = {**asdict(facts.sampling_params()), **asked}
+    then = facts.options
+    options = replace(
+        options,
+        sampling={**asdict(facts.sampling_params()), **asked},
+        max_tokens=options.max_tokens or then.get("max_tokens"),
+        stop=options.stop or tuple(then.get("stop", ())),
+        overflow=options.overflow or _known(then.get("overflow"), Overflow),
+    )
     if not same_model:
-        return replace(options, sampling=sampling)
-    engine = replace(options.engine, n_ctx=options.engine.n_ctx or facts.n_ctx)
+        return options
+    engine = replace(
+        options.engine,
+        n_ctx=options.engine.n_ctx or facts.n_ctx,
+        kv_type=options.engine.kv_type or _known(then.get("kv_type"), KvType),
+        rope_scaling=options.engine.rope_scaling or _known(then.get("rope_scaling"), RopeScaling),
+    )
     if not engine.adapters:
         engine = replace(engine, adapters=[LoraAdapter(Path(path), scale) for path, scale in facts.adapters])
-    return replace(options, sampling=sampling, engine=engine, template=options.template or facts.template)
+    return replace(options, engine=engine, template=options.template or facts.template)
+
+
+def _known(word: Any, words: Any) -> Any:
+    """A word that was kept, unless it means nothing to this program."""
+    return word if word in get_args(words) else None
 
 
 @contextmanager
@@ -238,7 +296,7 @@ def _open_session(stored: StoredModel, options: ChatOptions, meanwhile: Meanwhil
             system=system or choice.template.no_system,
             max_tokens=options.max_tokens,
             stop=options.stop,
-            overflow=options.overflow,
+            overflow=_overflow(options),
             grammar=options.grammar,
             strict_tags=options.strict_tags,
             examples=options.examples,

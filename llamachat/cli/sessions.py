@@ -127,6 +127,8 @@ def _say_branches(tree: SessionTree, branches: list[list[StoredMessage]]) -> Non
 def _speaker(stored: StoredMessage) -> str:
     if stored.message.role == "assistant" and stored.facts:
         return stored.facts.model
+    if stored.message.n_summarized:
+        return "llamachat"
     return {"user": "you", "assistant": "model", "system": "system"}[stored.message.role]
 
 

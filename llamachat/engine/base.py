@@ -19,6 +19,7 @@ DEFAULT_N_CTX = 8192
 
 FinishReason = Literal["stop", "length", "interrupted"]
 RopeScaling = Literal["linear", "yarn"]
+KvType = Literal["f16", "q8_0", "q4_0"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class EngineOptions:
     n_ctx: int | None = None
     n_threads: int | None = None
     n_gpu_layers: int | Literal["auto"] = "auto"
-    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    kv_type: KvType | None = None
     adapters: Sequence[LoraAdapter] = ()
     rope_scaling: RopeScaling | None = None
     """How positions are stretched for a window longer than the model was trained for; without it that is refused."""

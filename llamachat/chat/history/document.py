@@ -1,11 +1,12 @@
 """A session with all its branches as a JSON document, and back. What comes back is read as a stranger's.
 
     {"format": "llamachat conversation", "version": 1, "title", "created", "updated", "facts": {…}, "head": id | null,
-     "messages": [{"id", "parent", "role", "content", "is_pinned", "created",
+     "messages": [{"id", "parent", "role", "content", "is_pinned", "n_summarized", "created",
                    "finish_reason", "facts", "seed", "stats"}, …]}
 
 An answer with thoughts before it has "reasoning" as well. Parents come before their children. `facts` of an answer
-are null where it was made with the session's.
+are null where it was made with the session's. `n_summarized`, and `options` in `facts`, may be missing, as they are in
+older documents.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def to_document(tree: SessionTree) -> dict[str, Any]:
 
 def _facts_to_json(facts: SessionFacts) -> dict[str, Any]:
     adapters = [{"path": path, "scale": scale} for path, scale in facts.adapters]
-    return {**asdict(facts), "sampling": dict(facts.sampling), "adapters": adapters}
+    return {**asdict(facts), "sampling": dict(facts.sampling), "adapters": adapters, "options": dict(facts.options)}
 
 
 def _message_to_json(stored: StoredMessage, ids: Mapping[int, int], facts: SessionFacts) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def _message_to_json(stored: StoredMessage, ids: Mapping[int, int], facts: Sessi
         "content": stored.message.content,
         **({"reasoning": stored.message.reasoning} if stored.message.reasoning else {}),
         "is_pinned": stored.message.is_pinned,
+        "n_summarized": stored.message.n_summarized,
         "created": stored.created,
         "finish_reason": stored.finish_reason,
         "facts": _facts_to_json(stored.facts) if stored.facts not in (None, facts) else None,
@@ -114,6 +116,7 @@ def _message(entry: Mapping[str, Any], where: str, facts: SessionFacts) -> Store
             role,
             _take(entry.get("content"), _is_text, f"{where}: content"),
             is_pinned=_take(entry.get("is_pinned"), _is_flag, f"{where}: is_pinned"),
+            n_summarized=_take(entry.get("n_summarized", 0), _is_count, f"{where}: n_summarized"),
         ),
         created=_time(entry.get("created"), f"{where}: created"),
     )
@@ -137,6 +140,9 @@ def _facts(value: object, where: str) -> SessionFacts:
     sampling = _take(table.get("sampling"), _is_object, f"{where}: sampling")
     for name, setting in sampling.items():
         _take(setting, _SAMPLING.get(name, _is_setting), f"{where}: sampling: {name[:40]}")
+    options = _take(table.get("options", {}), _is_object, f"{where}: options")
+    for name, setting in options.items():
+        _take(setting, _OPTIONS.get(name, _is_setting), f"{where}: options: {name[:40]}")
     adapters = [
         _take(entry, _is_object, f"{where}: adapters") for entry in _take(table.get("adapters"), _is_list, where)
     ]
@@ -150,6 +156,7 @@ def _facts(value: object, where: str) -> SessionFacts:
             (_take(entry.get("path"), _is_name, where), float(_take(entry.get("scale"), _is_number, where)))
             for entry in adapters
         ),
+        options=options,
     )
 
 
@@ -244,3 +251,9 @@ _SAMPLING: Mapping[str, Callable[[Any], bool]] = {
     "seed": _optional(_is_count),
 }
 """What `SamplingParams` can be made of; other names are kept and mean nothing to it."""
+
+_OPTIONS: Mapping[str, Callable[[Any], bool]] = {
+    "max_tokens": _optional(_within(int, 1, _MAX_CTX)),
+    "stop": lambda value: type(value) is list and all(map(_is_text, value)),
+}
+"""What must be as it says; a name that is unknown, or a word that is, means nothing to the program that goes on."""

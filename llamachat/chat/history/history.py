@@ -111,10 +111,9 @@ class History:
             _check_turn(connection, session, parent, message)
             facts = max(_read_facts_of(connection, session)) if message.role == "assistant" else None
             content = _storable(message.content)
-            values = (session, parent, message.role, content, message.is_pinned, _now(), facts, _seed(seed))
-            key = _insert(
-                connection, "message", "session, parent, role, content, is_pinned, created, facts, seed", values
-            )
+            columns = "session, parent, role, content, is_pinned, n_summarized, created, facts, seed"
+            about = (message.is_pinned, message.n_summarized, _now(), facts, _seed(seed))
+            key = _insert(connection, "message", columns, (session, parent, message.role, content, *about))
             connection.execute("UPDATE session SET head = ? WHERE id = ?", (key, session))
             if message.role == "user":
                 title = make_title(content)
@@ -353,12 +352,11 @@ def _insert_messages(connection: sqlite3.Connection, session: int, tree: Session
 
 def _insert_stored(connection: sqlite3.Connection, session: int, stored: StoredMessage, facts: int | None) -> int:
     message = stored.message
-    columns = (
-        f"session, parent, role, content, reasoning, is_pinned, created, finish_reason, facts, seed, {STATS_COLUMNS}"
-    )
-    about = (message.is_pinned, stored.created, stored.finish_reason, facts, stored.seed, *stats_row(stored.stats))
+    columns = "session, parent, role, content, reasoning, is_pinned, n_summarized, created, finish_reason, facts, seed"
     texts = (_storable(message.content), _storable(message.reasoning))
-    return _insert(connection, "message", columns, (session, stored.parent, message.role, *texts, *about))
+    said = (session, stored.parent, message.role, *texts, message.is_pinned, message.n_summarized)
+    about = (stored.created, stored.finish_reason, facts, stored.seed, *stats_row(stored.stats))
+    return _insert(connection, "message", f"{columns}, {STATS_COLUMNS}", (*said, *about))
 
 
 def _read_facts_of(connection: sqlite3.Connection, session: int) -> dict[int, SessionFacts]:

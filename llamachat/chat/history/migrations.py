@@ -80,8 +80,22 @@ _WHAT_TO_INDEX = (
 
 _REASONING = ("ALTER TABLE message ADD COLUMN reasoning TEXT NOT NULL DEFAULT '' CHECK (typeof(reasoning) = 'text')",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_SESSIONS_AND_MESSAGES, _WHAT_TO_INDEX, _REASONING)
-NEW_TABLES: tuple[tuple[str, ...], ...] = (("session", "facts", "message"), ("to_index",), ())
+# of a question: its answer is a summary that stands for so many turns; and what answers are made with besides the rest
+_SUMMARIES_AND_OPTIONS = (
+    """
+    ALTER TABLE message ADD COLUMN n_summarized INTEGER NOT NULL DEFAULT 0
+        CHECK (typeof(n_summarized) = 'integer' AND n_summarized >= 0)
+    """,
+    "ALTER TABLE facts ADD COLUMN options TEXT NOT NULL DEFAULT '{}' CHECK (typeof(options) = 'text')",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    _SESSIONS_AND_MESSAGES,
+    _WHAT_TO_INDEX,
+    _REASONING,
+    _SUMMARIES_AND_OPTIONS,
+)
+NEW_TABLES: tuple[tuple[str, ...], ...] = (("session", "facts", "message"), ("to_index",), (), ())
 """The tables that each version adds."""
 
 

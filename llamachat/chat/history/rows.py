@@ -9,10 +9,11 @@ from llamachat.chat.history.values import SessionFacts, StoredMessage
 from llamachat.chat.message import Message
 from llamachat.engine.base import GenerationStats
 
-FACTS_COLUMNS = "model, model_sha256, template, sampling, n_ctx, adapters"
+FACTS_COLUMNS = "model, model_sha256, template, sampling, n_ctx, adapters, options"
 STATS_COLUMNS = "n_prompt, n_reused, n_generated, prefill_s, ttft_s, decode_s"
 MESSAGE_COLUMNS = (
-    f"key, parent, role, content, reasoning, is_pinned, created, finish_reason, facts, seed, {STATS_COLUMNS}"
+    "key, parent, role, content, reasoning, is_pinned, created, n_summarized, finish_reason, facts, seed, "
+    f"{STATS_COLUMNS}"
 )
 
 _N_STATS = 6
@@ -22,14 +23,15 @@ def facts_row(facts: SessionFacts) -> tuple[str | int | None, ...]:
     """In the order of `FACTS_COLUMNS`."""
     sampling = json.dumps(dict(facts.sampling), sort_keys=True)
     adapters = json.dumps([list(adapter) for adapter in facts.adapters])
-    return (facts.model, facts.model_sha256, facts.template, sampling, facts.n_ctx, adapters)
+    options = json.dumps(dict(facts.options), sort_keys=True)
+    return (facts.model, facts.model_sha256, facts.template, sampling, facts.n_ctx, adapters, options)
 
 
 def read_facts(row: tuple[Any, ...]) -> SessionFacts:
     """A row of `FACTS_COLUMNS`; raises ValueError or TypeError if it cannot be read."""
-    model, sha256, template, sampling, n_ctx, adapters = row
+    model, sha256, template, sampling, n_ctx, adapters, options = row
     pairs = tuple((str(path), float(scale)) for path, scale in json.loads(adapters))
-    return SessionFacts(model, sha256, template, dict(json.loads(sampling)), n_ctx, pairs)
+    return SessionFacts(model, sha256, template, dict(json.loads(sampling)), n_ctx, pairs, dict(json.loads(options)))
 
 
 def stats_row(stats: GenerationStats | None) -> tuple[int | float | None, ...]:
@@ -41,11 +43,13 @@ def stats_row(stats: GenerationStats | None) -> tuple[int | float | None, ...]:
 
 def read_message(row: tuple[Any, ...], facts: dict[int, SessionFacts]) -> StoredMessage:
     """A row of `MESSAGE_COLUMNS`; `facts` by id."""
-    key, parent, role, content, reasoning, is_pinned, created, finish_reason, facts_id, seed, *stats = row
+    key, parent, role, content, reasoning, is_pinned, created, n_summarized, finish_reason, facts_id, seed, *stats = row
     return StoredMessage(
         key=key,
         parent=parent,
-        message=Message(role, content, is_pinned=bool(is_pinned), reasoning=reasoning, key=key),
+        message=Message(
+            role, content, is_pinned=bool(is_pinned), reasoning=reasoning, key=key, n_summarized=n_summarized
+        ),
         created=created,
         finish_reason=finish_reason,
         facts=facts.get(facts_id),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from llamachat.chat.message import Conversation, Message
@@ -32,6 +32,8 @@ class SessionFacts:
     n_ctx: int
     adapters: tuple[tuple[str, float], ...] = ()
     """Path and scale of each."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """As JSON has it: what else differs from the defaults, by the names of chat's options."""
 
     def sampling_params(self) -> SamplingParams:
         """What `sampling` says, as far as it is known here; the rest as by default."""

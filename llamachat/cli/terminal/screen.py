@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from shutil import get_terminal_size
 from textwrap import fill
 
+from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
 from llamachat.chat.session import Answer, LeftOut, Notice, ReasoningPiece, SessionEvent, TextPiece, Thought
-from llamachat.cli.describing import describe_left_out, describe_read_again, describe_resumed
+from llamachat.cli.describing import describe_compaction, describe_left_out, describe_read_again, describe_resumed
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.output import out
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
@@ -139,6 +140,10 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
                         out.warning(note)
                     case LeftOut():
                         out.note(describe_left_out(event))
+                    case Compacting() | Compacted() | NotCompacted():
+                        view.close()
+                        out.note(describe_compaction(event))
+                        interrupted = cancel.is_set()
                     case Prefill(n_done, n_total):
                         notice.update(n_done, n_total)
                     case ReasoningPiece() | Thought():

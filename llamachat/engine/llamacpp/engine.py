@@ -86,7 +86,7 @@ class LlamaEngine:
         params.n_ctx = options.n_ctx or min(n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
         params.n_batch = params.n_ubatch = _N_BATCH
         params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
-        params.type_k = params.type_v = _KV_TYPES[options.kv_type]
+        params.type_k = params.type_v = _KV_TYPES[options.kv_type or "f16"]
         params.no_perf = True
         if n_ctx_train and params.n_ctx > n_ctx_train:
             if options.rope_scaling is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llamachat.chat.message import Conversation, Message
-from llamachat.chat.window import make_window
+from llamachat.chat.window import make_window, places_shown
 from llamachat.cli.opening import OpenChat
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 
@@ -18,18 +18,19 @@ def _context(chat: OpenChat, _argument: str) -> Reply:
     conversation = session.conversation
     window = make_window(session.engine.info.n_ctx, session.max_tokens)
     turns = conversation.turns
-    kept = [i for i in range(len(turns)) if i not in session.left_out]
+    kept = places_shown(conversation, session.left_out)
     before = [_without_thoughts(turns[i]) for i in kept[:-1]] + [turns[i] for i in kept[-1:]]
-    sizes = [_n_tokens(chat, conversation.with_turns(before[: n + 1])) for n in range(len(before))]
-    n_system = sizes[0] - _n_tokens(chat, Conversation(None, before[0])) if kept else 0
+    sizes = [_n_tokens(chat, conversation.with_turns(before[: n + 1])) for n in range(len(kept))]
+    first = before[0] if kept else (Message("user", ""),)
+    n_system = _n_tokens(chat, conversation.with_turns([first])) - _n_tokens(chat, Conversation(None, first))
     lines = [f"system{n_system:>7,}"] if n_system else []
     sizes = [n_system, *sizes]
     for i, turn in enumerate(turns):
         place = kept.index(i) if i in kept else None
-        tokens = "left out" if place is None else f"{sizes[place + 1] - sizes[place]:,}"
+        absent = "left out" if i in session.left_out else "summary"
+        tokens = absent if place is None else f"{sizes[place + 1] - sizes[place]:,}"
         mark = "*" if turn[0].is_pinned else " "
-        beginning = " ".join(turn[0].content.split())[:_SHOWN_CHARACTERS]
-        lines.append(f"{i + 1:>4} {mark}{tokens:>7}  {beginning}")
+        lines.append(f"{i + 1:>4} {mark}{tokens:>7}  {_beginning(turn)}")
     lines.append(f"{sizes[-1]:,} of {window.n_ctx:,} tokens in use; {window.n_reserved:,} are kept for the answer.")
     if any(turn[0].is_pinned for turn in turns):
         lines.append("* pinned")
@@ -39,6 +40,13 @@ def _context(chat: OpenChat, _argument: str) -> Reply:
 def _without_thoughts(turn: tuple[Message, ...]) -> tuple[Message, ...]:
     """An earlier turn as families that think see it. Where a template keeps thoughts, they count for the last turn."""
     return tuple(replace(message, reasoning="") for message in turn)
+
+
+def _beginning(turn: tuple[Message, ...]) -> str:
+    question, *answer = turn
+    is_summary = question.n_summarized and answer
+    line = " ".join((answer[0] if is_summary else question).content.split())[:_SHOWN_CHARACTERS]
+    return f"(summary of turns 1 to {question.n_summarized}) {line}" if is_summary else line
 
 
 def _n_tokens(chat: OpenChat, conversation: Conversation) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import typer
 
+from llamachat.chat.session import Overflow
 from llamachat.cli.describing import describe_unmet
 from llamachat.cli.opening import OpenChat, Reasoning
 from llamachat.cli.options import parse_adapter
@@ -31,7 +33,9 @@ _CTX: Limits = (int, 256, 10_000_000)
 """Name → its type, the lowest and the highest value."""
 
 SAMPLING_NAMES = tuple(_SAMPLING)
-SETTINGS_NAMES = (*_SAMPLING, "max_tokens", "ctx")
+SETTINGS_NAMES = (*_SAMPLING, "max_tokens", "ctx", "overflow")
+_NO_LIMIT = "off"
+"""As max_tokens."""
 
 
 _REASONING: Mapping[Reasoning, str] = {
@@ -57,10 +61,14 @@ def _set(chat: OpenChat, argument: str) -> Reply:
         return Reply(_show(chat))
     match name.replace("-", "_"):
         case "max_tokens":
-            chat.session.max_tokens = int(_parse(name, value, _MAX_TOKENS))
+            n_tokens = None if value == _NO_LIMIT else int(_parse(name, value, _MAX_TOKENS))
+            chat.set_limits(max_tokens=n_tokens, overflow=chat.session.overflow)
+        case "overflow":
+            chat.set_limits(max_tokens=chat.session.max_tokens, overflow=_overflow(value))
         case "ctx":
             options = replace(chat.options.engine, n_ctx=int(_parse(name, value, _CTX)))
             chat.reopen(chat.model, options)
+            value = str(chat.session.engine.info.n_ctx)  # which may be rounded up
         case _:
             chat.set_sampling({_name(name): _value(name, value)})
     return Reply(f"{name} is {value} now.")
@@ -68,10 +76,18 @@ def _set(chat: OpenChat, argument: str) -> Reply:
 
 def _show(chat: OpenChat) -> str:
     values: dict[str, object] = {name: getattr(chat.session.sampling, name) for name in _SAMPLING}
-    values |= {"max_tokens": chat.session.max_tokens, "ctx": chat.session.engine.info.n_ctx}
+    session = chat.session
+    values |= {"max_tokens": session.max_tokens, "ctx": session.engine.info.n_ctx, "overflow": session.overflow}
     unset = {"seed": "a new one each time", "max_tokens": "as many as there is room for"}
     width = max(map(len, values)) + 2
     return "\n".join(f"{name:{width}}{unset[name] if value is None else value}" for name, value in values.items())
+
+
+def _overflow(word: str) -> Overflow:
+    match word:
+        case "drop" | "stop" | "compact":
+            return word
+    raise BadCommand(f"overflow is {', '.join(get_args(Overflow))}.", "For example: /set overflow compact")
 
 
 def _name(name: str) -> str:
@@ -129,7 +145,7 @@ def _reasoning(chat: OpenChat, argument: str) -> Reply:
 
 
 SETTINGS = (
-    Command("set", "[NAME VALUE]", "show or change temperature, top_p, seed, max_tokens, ctx, …", _set),
+    Command("set", "[NAME VALUE]", "show or change temperature, top_p, seed, max_tokens, ctx, overflow, …", _set),
     Command("model", "[NAME]", "go on with another model", _model),
     Command("reasoning", "[auto|on|off|hide]", "let the model think before it answers, or not, or unseen", _reasoning),
     Command("adapter", "[PATH[:SCALE]|off]", "go on with an adapter (LoRA), or without", _adapter),

@@ -56,6 +56,10 @@ def _continue(chat: OpenChat, _argument: str) -> Reply:
     return Reply(answer=chat.session.go_on)
 
 
+def _compact(chat: OpenChat, argument: str) -> Reply:
+    return Reply(answer=lambda cancel: chat.session.compact(cancel, argument))
+
+
 def _pin(chat: OpenChat, argument: str) -> Reply:
     _require_turn(chat)
     word, *rest = argument.split() or [""]
@@ -121,6 +125,7 @@ TALK = (
     Command("retry", "[NAME=VALUE …]", "answer the last message again, perhaps with other sampling", _retry),
     Command("edit", "[TEXT]", "change the last message, and have it answered anew", _edit),
     Command("continue", "", "go on with an answer that was cut short", _continue),
+    Command("compact", "[WHAT MATTERS]", "put a summary in the place of older turns; /undo brings them back", _compact),
     Command("system", "[TEXT|-]", "show, set or remove the system prompt; starts over", _system),
     Command("pin", "[off] [N]", "keep the last turn, or turn N, in the window however full that gets", _pin),
     Command("file", "PATH", "put a text file, or several (*.py), before your next message", _file),
