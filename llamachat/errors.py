@@ -175,7 +175,8 @@ class DownloadBroken(LlamachatError):
 
     def __init__(self, file: str, problem: str, n_retries: int) -> None:
         super().__init__(
-            f"{file}: the download broke off ({problem}) and did not recover in {n_retries} retries.",
+            f"{file}: the download broke off ({problem}) and did not recover in "
+            f"{n_retries} {'retry' if n_retries == 1 else 'retries'}.",
             "Check the network, then run the same command again; it continues where it stopped.",
         )
         self.file = file
@@ -284,8 +285,8 @@ class NoRoom(LlamachatError):
 class CannotWrite(LlamachatError):
     """The system refuses to write: a full or read-only disk, a path that is no directory, missing rights."""
 
-    def __init__(self, path: Path | str, error: OSError) -> None:
-        step = "Choose another place with LLAMACHAT_HOME, or make this one writable."
+    def __init__(self, path: Path | str, error: OSError, step: str | None = None) -> None:
+        step = step or "Choose another place with LLAMACHAT_HOME, or make this one writable."
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             step = "Free some space, then run the same command again; finished files are not fetched again."
         super().__init__(f"{path}: cannot be written ({describe_os_error(error)}).", step)

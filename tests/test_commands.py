@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from llamachat.chat.export import read_export
 from llamachat.chat.history import History, SessionFacts
 from llamachat.chat.message import Message
 from llamachat.chat.reasoning import ReasoningTags
 from llamachat.chat.record import HistoryRecord
-from llamachat.chat.session import Answer, Session, TextPiece
+from llamachat.chat.session import Answer, NoRecord, Session, TextPiece
 from llamachat.chat.templates import ChatML, Jinja, TemplateChoice
 from llamachat.cli import loading
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command, settings
 from llamachat.engine.base import EngineOptions
 from llamachat.engine.sampling import SamplingParams
-from llamachat.errors import LlamachatError
+from llamachat.errors import EngineFailed, LlamachatError
 from llamachat.models.store import StoredModel
 from llamachat.paths import history_path
 from support.fake_engine import FakeEngine, Step
@@ -264,6 +265,73 @@ def test_search_export_and_copy(talk: Talk, tmp_path: Path) -> None:
     assert talk.do("/copy").copy == "因为冷。"
 
 
+def test_an_export_replaces_no_file_unasked(talk: Talk, tmp_path: Path) -> None:
+    talk.say("One", b"1")
+    path = tmp_path / "my talk.md"
+    path.write_text("dear diary", "utf-8")
+    with pytest.raises(LlamachatError, match="is not replaced") as refused:
+        talk.do(f"/export {path}")
+    assert path.read_text("utf-8") == "dear diary"
+    talk.do(refused.value.next_step.partition(": ")[2])
+    assert "One" in path.read_text("utf-8")
+    with pytest.raises(LlamachatError, match="cannot be written") as refused:
+        talk.do(f"/export {tmp_path / 'nowhere' / 'a.md'}")
+    assert "LLAMACHAT_HOME" not in refused.value.next_step, "it is not where the program keeps things"
+
+
+def test_a_conversation_that_is_not_kept_can_be_exported(talk: Talk, tmp_path: Path) -> None:
+    talk.chat.record = None
+    talk.chat.session.record = NoRecord()
+    with pytest.raises(LlamachatError, match="Nothing has been said"):
+        talk.do(f"/export {tmp_path / 'a.json'}")
+    talk.say("One", b"1")
+    cancel = threading.Event()
+    talk.engine.answers.append([b"2", cancel.set, b"!"])
+    *_, talk.chat.last_answer = talk.chat.session.send("Two", cancel)  # type: ignore[assignment]
+    talk.do(f"/export {tmp_path / 'a.json'}")
+    tree = read_export(tmp_path / "a.json")
+    assert tree.at_head().conversation == talk.chat.session.conversation
+    assert (tree.title, tree.facts) == ("One", talk.chat.facts())
+    talk.do(f"/export {tmp_path / 'a.md'}")
+    assert (tmp_path / "a.md").read_text("utf-8").rstrip().endswith("2\n\n*(interrupted)*")
+    stored = talk.history.load(talk.history.add_tree(tree))
+    assert (stored.finish_reason, stored.conversation.system) == ("interrupted", "Be brief.")
+
+
+def test_what_fails_in_the_middle_of_an_answer_can_be_gone_on_with(talk: Talk) -> None:
+    talk.engine.answers.append([b"1, ", EngineFailed("out of memory")])
+    with pytest.raises(LlamachatError):
+        list(talk.chat.session.send("Count", threading.Event()))
+    assert talk.contents() == talk.stored() == ["Count", "1, "]
+    talk.do("/continue", b"2")
+    assert talk.contents() == talk.stored() == ["Count", "1, 2"]
+    talk.say("More", b"3")
+    talk.engine.answers.append([b"three", EngineFailed("out of memory")])
+    with pytest.raises(LlamachatError):
+        list(talk.chat.session.retry(threading.Event()))
+    assert talk.contents() == talk.stored() == ["Count", "1, 2", "More", "3"], "another answer was to take its place"
+
+
+def test_context_shows_the_system_prompt_before_anything_was_said(talk: Talk) -> None:
+    n_system = len("|system\nBe brief.|\n")  # with a control token at each end
+    shown = talk.do("/context").text.splitlines()
+    assert shown == [f"system{n_system:>7}", f"{n_system} of 600 tokens in use; 75 are kept for the answer."]
+
+
+def test_context_shows_a_summary_as_what_it_is(talk: Talk) -> None:
+    for i in range(4):
+        talk.say(f"{i}" + "x" * 90, b"y")
+    talk.do("/compact", b"Letters.")
+    shown = talk.do("/context").text.splitlines()
+    assert [line[:15] for line in shown[1:4]] == [f"{i:>4}  summary  " for i in (1, 2, 3)]
+    assert shown[5].endswith("(summary of turns 1 to 3) Letters.")
+    sizes = [int(line[6:13]) for line in shown[:-1] if "  summary " not in line]
+    assert sum(sizes) == len(talk.chat.session.seen().ids)  # type: ignore[union-attr]
+    talk.do("/undo")
+    assert "summary" not in talk.do("/context").text
+    assert not talk.troubles
+
+
 def test_context_and_pin(talk: Talk) -> None:
     for i in range(6):
         talk.say(f"{i}" + "x" * 90, b"y")
@@ -319,6 +387,20 @@ def test_set(talk: Talk) -> None:
     for bad in ("/set temperature hot", "/set top_p 2", "/set nothing 1", "/set seed -1", "/retry temperature"):
         with pytest.raises(LlamachatError):
             talk.do(bad)
+
+
+def test_set_max_tokens_and_overflow(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk.say("One", b"1")
+    talk.do("/set max_tokens 1")
+    assert talk.do("/set overflow compact").text == "overflow is compact now."
+    assert (talk.chat.session.overflow, kept_facts().options) == ("compact", {"max_tokens": 1, "overflow": "compact"})
+    talk.do("/set max_tokens off")
+    talk.do("/set overflow drop")
+    assert (talk.chat.session.max_tokens, kept_facts().options) == (None, {})
+    with pytest.raises(LlamachatError, match="drop, stop, compact"):
+        talk.do("/set overflow never")
+    monkeypatch.setattr(loading, "open_engine", lambda *_: FakeEngine([b"2"], n_ctx=512))
+    assert talk.do("/set ctx 300").text == "ctx is 512 now.", "what is in force, not what was asked for"
 
 
 def test_a_conversation_that_goes_on_has_the_date_of_its_beginning(talk: Talk) -> None:
@@ -411,6 +493,86 @@ def test_a_named_model_goes_on_as_before_if_it_is_the_same(home: Path, monkeypat
         list(chat.session.send("One", threading.Event()))
     with open_chat(name, ChatOptions(EngineOptions(), {"seed": None}), resume="last") as chat:
         assert (chat.choice.template.name, chat.session.sampling.seed) == ("zephyr", 7)
+
+
+OPTIONS = {"max_tokens": 9, "stop": ["END"], "overflow": "stop", "kv_type": "q8_0", "rope_scaling": "yarn"}
+
+
+def held_with(options: ChatOptions) -> dict[str, object]:
+    engine = options.engine
+    return {
+        "max_tokens": options.max_tokens,
+        "stop": list(options.stop),
+        "overflow": options.overflow,
+        "kv_type": engine.kv_type,
+        "rope_scaling": engine.rope_scaling,
+    }
+
+
+def test_a_conversation_goes_on_with_the_options_it_was_held_with(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.mkdir()
+    opened: list[EngineOptions] = []
+
+    def open_fake(_: Path, options: EngineOptions, *__: object) -> FakeEngine:
+        opened.append(options)
+        return FakeEngine([b"1"], [b"2"])
+
+    monkeypatch.setattr(loading, "open_engine", open_fake)
+    name = "smollm2-135m-instruct"
+    engine = EngineOptions(kv_type="q8_0", rope_scaling="yarn")
+    first = ChatOptions(engine, {}, max_tokens=9, stop=("END",), overflow="stop", grammar='root ::= "1"')
+    with open_chat(name, first) as chat:
+        list(chat.session.send("One", threading.Event()))
+    assert kept_facts().options == {**OPTIONS, "grammar": True}
+    with open_chat(None, ChatOptions(EngineOptions(), {}), resume="last") as chat:
+        assert held_with(chat.options) == OPTIONS
+        session = chat.session
+        assert (session.max_tokens, session.own_stop, session.overflow, session.grammar) == (9, ("END",), "stop", None)
+        assert (opened[-1].kv_type, opened[-1].rope_scaling) == ("q8_0", "yarn")
+    assert "now they do only with --grammar" in capsys.readouterr().err
+    mine = ChatOptions(EngineOptions(kv_type="f16"), {}, max_tokens=5, stop=("",), overflow="drop")
+    with open_chat(None, mine, resume="last") as chat:
+        assert (chat.session.max_tokens, chat.session.overflow, opened[-1].kv_type) == (5, "drop", "f16")
+        list(chat.session.send("Two", threading.Event()))
+    assert kept_facts().options == {"max_tokens": 5, "rope_scaling": "yarn"}, "what was given wins, and lasts"
+
+
+def test_resume_in_the_chat_brings_the_options_along(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[EngineOptions] = []
+
+    def open_fake(_: Path, options: EngineOptions, *__: object) -> FakeEngine:
+        opened.append(options)
+        return FakeEngine([b"2"], n_ctx=600)
+
+    monkeypatch.setattr(loading, "open_engine", open_fake)
+    talk.say("One", b"1")
+    tree = talk.history.tree(1)
+    other = talk.history.add_tree(replace(tree, facts=replace(tree.facts, options=OPTIONS)))
+    strange = {"overflow": "sideways", "kv_type": "q1", "rope_scaling": 3, "of_later": [1]}
+    talk.do(f"/resume {other}")
+    assert held_with(talk.chat.options) == OPTIONS
+    assert (talk.chat.session.max_tokens, talk.chat.session.own_stop) == (9, ("END",))
+    assert len(opened) == 1
+    talk.do("/resume 1")
+    assert held_with(talk.chat.options) == {
+        "max_tokens": None, "stop": [], "overflow": None, "kv_type": None, "rope_scaling": None
+    }  # fmt: skip
+    assert talk.chat.session.overflow == "drop"
+    strange_id = talk.history.add_tree(replace(tree, facts=replace(tree.facts, options=strange)))
+    talk.do(f"/resume {strange_id}")
+    assert talk.chat.session.overflow == "drop", "a word of a later version means nothing here"
+
+
+def test_a_conversation_whose_model_is_gone(talk: Talk) -> None:
+    talk.say("One", b"1")
+    with (
+        pytest.raises(LlamachatError, match="no model named 'fake'") as refused,
+        open_chat(None, ChatOptions(EngineOptions(), {}), resume="1"),
+    ):
+        pass
+    assert refused.value.next_step.endswith(", or go on with another model: llamachat chat MODEL --resume 1")
 
 
 def test_an_adapter_that_is_not_there(talk: Talk) -> None:

@@ -475,6 +475,9 @@ def test_the_number_of_retries_can_be_set(fetch: Fetch, monkeypatch: pytest.Monk
     monkeypatch.setenv("LLAMACHAT_RETRIES", "0")
     fetch.hub.faults[NAME] = Status(503, times=1)
     assert "(HTTP 503)" in fetch.fails(DownloadBroken)
+    monkeypatch.setenv("LLAMACHAT_RETRIES", "1")
+    fetch.hub.faults[NAME] = Status(503, times=9)
+    assert "did not recover in 1 retry." in fetch.fails(DownloadBroken)
 
 
 def test_the_gate_is_the_hubs_own_word(fetch: Fetch) -> None:

@@ -22,7 +22,7 @@ BACKSPACE, CTRL_A, CTRL_E, CTRL_J, CTRL_R, CTRL_X, ALT_ENTER = "\x7f", "\x01", "
 TESTS = Path(__file__).parent
 COLOURS = {*range(30, 50), *range(90, 108)}
 
-Answers = list[list[str | float]]
+Answers = list[list[str | float | None]]
 StartChat = Callable[..., Terminal]
 
 
@@ -44,7 +44,7 @@ def start(tmp_path: Path) -> Iterator[StartChat]:
         yield start_chat
 
 
-def pieces(text: str, n: int = 3) -> list[str | float]:
+def pieces(text: str, n: int = 3) -> list[str | float | None]:
     return [text[i : i + n] for i in range(0, len(text), n)]
 
 
@@ -56,6 +56,17 @@ def echo(n: int) -> Answers:
 def remembered() -> str:
     """What was typed and sent, as it is on the disk."""
     return input_history_path().read_text(encoding="utf-8")
+
+
+def test_an_answer_that_fails_in_the_middle_goes_on(start: StartChat) -> None:
+    chat = start([["One,", None], [" two"], []])
+    chat.enter("Count")
+    chat.wait_for("One,\nError: ")
+    chat.wait_for("(what there is of the answer is kept; /continue goes on)\n\n>")
+    chat.enter("/continue")
+    chat.wait_for("two\n\n>")
+    chat.enter("/continue")
+    chat.wait_for("(the model has nothing to add)")
 
 
 # --- answers ------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_only_a_tag_at_the_very_start_opens_thoughts(text: str, thoughts: str, a
 
 def read(tokens: Sequence[tuple[int, bytes]], *stop: str, place: Place = "start", **control: int) -> tuple[str, str]:
     tokens_by_text = {f"<{name.replace('end_', '/')}>": token_id for name, token_id in control.items()}
-    reader = AnswerReader(TAGS, place, stop, tokens_by_text, strip_space=False)
+    reader = AnswerReader(TAGS, place, stop, tokens_by_text, strip_space=False, begun=Message("assistant", ""))
     found = [*(reader.feed(*token) for token in tokens), reader.finish()]
     return "".join(piece.reasoning for piece in found), "".join(piece.content for piece in found)
 

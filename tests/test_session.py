@@ -194,9 +194,8 @@ def test_leaving_in_the_middle_leaves_the_conversation_as_it_was() -> None:
 # --- errors -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("before", [[], [b"half an ans"]])
-def test_an_engine_error_leaves_the_conversation_as_it_was(before: list[bytes]) -> None:
-    engine = FakeEngine([b"fine"], [*before, EngineFailed("out of memory")], [b"again"])
+def test_an_engine_error_leaves_the_conversation_as_it_was() -> None:
+    engine = FakeEngine([b"fine"], [EngineFailed("out of memory")], [b"again"])
     session = open_session(engine, system="S")
     say(session, "one")
     conversation = session.conversation
@@ -205,6 +204,31 @@ def test_an_engine_error_leaves_the_conversation_as_it_was(before: list[bytes]) 
     assert session.conversation == conversation
     say(session, "three")
     assert contents(session) == ["one", "fine", "three", "again"]
+
+
+def test_an_engine_error_in_the_middle_of_an_answer_keeps_what_there_is() -> None:
+    engine = FakeEngine([b"half an ans<", EngineFailed("gone")], [b"wer", EngineFailed("gone")], [b"."], [b"ok"])
+    session = open_session(engine, stop=("<end>",))
+    with pytest.raises(EngineFailed):
+        list(session.send("one", threading.Event()))
+    assert (contents(session), session.unanswered) == (["one", "half an ans<"], None)
+    with pytest.raises(EngineFailed):
+        list(session.go_on(threading.Event()))
+    list(session.go_on(threading.Event()))
+    assert contents(session) == ["one", "half an ans<wer."]
+    say(session, "two")
+    assert contents(session) == ["one", "half an ans<wer.", "two", "ok"]
+
+
+def test_an_engine_error_in_the_middle_of_another_answer_keeps_the_first_one() -> None:
+    engine = FakeEngine([b"fine"], [b"bett", EngineFailed("gone")], [b"better"])
+    session = open_session(engine)
+    say(session, "one")
+    with pytest.raises(EngineFailed):
+        list(session.retry(threading.Event()))
+    assert contents(session) == ["one", "fine"]
+    list(session.retry(threading.Event()))
+    assert contents(session) == ["one", "better"]
 
 
 def test_a_prompt_that_is_too_long_leaves_the_conversation_as_it_was() -> None:
@@ -242,6 +266,28 @@ def test_a_stop_string_ends_the_answer(tokens: list[bytes], own: bool) -> None:
     assert contents(session) == ["Hi", "Yes."]
     say(session, "More")
     assert contents(session) == ["Hi", "Yes.", "More", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "content", "shown"),
+    [
+        ([b"er: no"], "Yes.", []),
+        ([b"ed it."], "Yes.\nUsed it.", ["ed it."]),
+        ([b"e", b"r"], "Yes.\nUser", ["er"]),
+        ([], "Yes.\nUs", []),
+    ],
+    ids=["it is one", "it is none", "it may still be one", "nothing more"],
+)
+def test_a_stop_string_that_began_before_an_interruption(rest: list[bytes], content: str, shown: list[str]) -> None:
+    cancel = threading.Event()
+    session = open_session(FakeEngine([b"Yes.\nUs", cancel.set, b"x"], rest), stop=("\nUser:",))
+    say(session, "Hi", cancel)
+    assert contents(session) == ["Hi", "Yes.\nUs"]
+    events = list(session.go_on(threading.Event()))
+    assert [event.text for event in events if isinstance(event, TextPiece)] == shown
+    assert isinstance(events[-1], Answer)
+    assert events[-1].content == content
+    assert contents(session) == ["Hi", content]
 
 
 def test_a_stop_string_that_is_a_control_token_stops() -> None:

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,10 @@ _BAD: list[tuple[list[Any], list[Any]]] = [
     (["facts", "model"], ["", "a\x1b[31m", None, "x" * 9999]),
     (["facts", "model_sha256"], ["xyz", 7]),
     (["facts", "adapters"], [None, [1], [{}], [{"path": "/a", "scale": "1"}], [{"path": "", "scale": 1}]]),
+    (["facts", "options"], [None, [], 3]),
+    (["facts", "options", "max_tokens"], [0, "1", True, 0.5]),
+    (["facts", "options", "stop"], ["END", [1], None]),
+    (["facts", "options", "of_later"], [{}, [1]]),
     (["messages"], [None, {}, [], [1], "text"]),
     (["messages", 0, "role"], ["tool", None, ["user"], "assistant"]),
     (["messages", 1, "role"], ["assistant", "system"]),
@@ -272,6 +277,7 @@ _BAD: list[tuple[list[Any], list[Any]]] = [
     (["messages", 2, "parent"], [None, 1]),
     (["messages", 1, "content"], [None, 7, ["a"]]),
     (["messages", 1, "is_pinned"], [None, 1, "yes"]),
+    (["messages", 1, "n_summarized"], [None, -1, "2", True]),
     (["messages", 2, "finish_reason"], ["tired", 1]),
     (["messages", 2, "seed"], [-1, "x", 2**80]),
     (["messages", 2, "stats"], [1, {}, {"n_prompt": 1}]),
@@ -327,6 +333,23 @@ def test_any_change_of_a_document_is_taken_whole_or_refused(data: st.DataObject,
         again = to_document(history.load(taken).tree)
         assert [entry["content"] for entry in again["messages"]] == [m.message.content for m in tree.messages]
         history.remove(taken)
+
+
+def test_options_and_summaries_survive_export_and_import(path: Path, tmp_path: Path) -> None:
+    facts = replace(FACTS, options={"max_tokens": 9, "stop": ["END", "湖"], "overflow": "compact", "of_later": True})
+    with History(path) as history:
+        session = history.start_session(facts)
+        first = answer(history, session, say(history, session, None, "One"), "1")
+        request = history.add_message(session, first, Message("user", "Sum up.", n_summarized=1))
+        answer(history, session, request, "Numbers.")
+        write_export(tmp_path / "a.json", export_session(history.tree(session), "json"))
+        taken = history.load(history.add_tree(read_export(tmp_path / "a.json")))
+        assert taken.facts == facts
+        assert [message.n_summarized for message in taken.conversation.messages] == [0, 0, 1, 0]
+        older = json.loads((tmp_path / "a.json").read_text("utf-8"))
+        del older["facts"]["options"], older["messages"][2]["n_summarized"]
+        read = from_document(older)
+        assert (read.facts.options, read.messages[2].message.n_summarized) == ({}, 0)
 
 
 def test_an_imported_conversation_from_the_future_is_not_the_newest_for_ever(path: Path) -> None:

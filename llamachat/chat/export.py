@@ -8,10 +8,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 from llamachat.chat.history.document import BadDocument, from_document, to_document
-from llamachat.chat.history.values import SessionTree, StoredMessage
+from llamachat.chat.history.titles import make_title
+from llamachat.chat.history.values import SessionFacts, SessionTree, StoredMessage
+from llamachat.chat.message import Conversation, Message
 from llamachat.errors import CannotWrite, UnusableSessionFile, describe_os_error
 
 _MAX_BYTES = 256 << 20
@@ -21,6 +25,25 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 def export_session(tree: SessionTree, form: str) -> str:
     """The text of a file in one of `FORMATS`."""
     return FORMATS[form](tree)
+
+
+def tree_of(
+    conversation: Conversation, facts: SessionFacts, began: datetime, *, is_cut_short: bool = False
+) -> SessionTree:
+    """A conversation that is not kept, as the history would have it: one branch, whose messages have the time it began.
+
+    `is_cut_short` tells that its last answer was interrupted.
+    """
+    created = began.astimezone(timezone.utc).isoformat(timespec="microseconds")
+    system = (Message("system", conversation.system),) if conversation.system is not None else ()
+    messages = [
+        StoredMessage(i, i - 1 or None, message, created, *(("stop", facts) if message.role == "assistant" else ()))
+        for i, message in enumerate((*system, *conversation.messages), 1)
+    ]
+    if is_cut_short and messages:
+        messages[-1] = replace(messages[-1], finish_reason="interrupted")
+    title = next((make_title(message.content) for message in conversation.messages), "")
+    return SessionTree(0, title, created, created, facts, len(messages) or None, tuple(messages))
 
 
 def form_of(path: Path) -> str | None:
@@ -44,7 +67,7 @@ def write_export(path: Path, text: str) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise CannotWrite(path, error) from error
+        raise CannotWrite(path, error, "Give the name of a file in a directory that can be written.") from error
 
 
 def read_export(path: Path) -> SessionTree:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from llamachat.chat.message import Message
 from llamachat.chat.text import TextDecoder
 
 Place = Literal["start", "thoughts", "within", "answer"]
@@ -102,13 +103,24 @@ class AnswerReader:
         control_tokens: Mapping[str, int],
         *,
         strip_space: bool,
+        begun: Message,
     ) -> None:
-        """Without `tags` all is content. `control_tokens` have no bytes; a tag that is one is known by its id."""
+        """Without `tags` all is content. `control_tokens` have no bytes; a tag that is one is known by its id.
+
+        `begun` is what there is of the answer already; a stop string may have begun in it.
+        """
+        self.reasoning = begun.reasoning
+        """All that was thought so far."""
         self._decoder = TextDecoder(strip_space=strip_space)
         self._splitter = ReasoningSplitter(tags, place) if tags else None
-        self._content = TextDecoder(stop)
+        self._content = TextDecoder(stop, begun=begun.content)
         texts = (tags.start, tags.end) if tags else ()
         self._tags = {control_tokens[text]: text.encode() for text in texts if text in control_tokens}
+
+    @property
+    def content(self) -> str:
+        """All of the answer so far that is certain."""
+        return self._content.content
 
     @property
     def is_thinking(self) -> bool:
@@ -131,8 +143,10 @@ class AnswerReader:
         first = self._split(self._decoder.finish())
         last = self._splitter.finish() if self._splitter else Piece("", "")
         content = self._content.feed(last.content.encode()) + self._content.finish()
+        self.reasoning += last.reasoning
         return Piece(first.reasoning + last.reasoning, first.content + content)
 
     def _split(self, text: str) -> Piece:
         reasoning, content = self._splitter.feed(text) if self._splitter else ("", text)
+        self.reasoning += reasoning
         return Piece(reasoning, self._content.feed(content.encode()) if content else "")

@@ -35,7 +35,8 @@ class HistoryRecord:
         self.session_id: int | None = None
         """None until something was said."""
         self._describe, self._on_trouble = describe, on_trouble
-        self._is_working = True
+        self.is_working = True
+        """Whether all that is said is kept: no longer after the first trouble with the history."""
         self._roots: dict[str, int] = {}
         self._head: int | None = None
         self._without_answer: int | None = None
@@ -53,7 +54,7 @@ class HistoryRecord:
 
     def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:
         """See `Record`."""
-        if not self._is_working:
+        if not self.is_working:
             return asked
         with self._trouble():
             is_new = self.session_id is None
@@ -108,7 +109,7 @@ class HistoryRecord:
 
     def keep_facts(self) -> None:
         """What the next answer would be made with has changed."""
-        if self._is_working and self.session_id is not None:
+        if self.is_working and self.session_id is not None:
             with self._trouble():
                 self.history.set_facts(self.session_id, self._describe(None))
 
@@ -135,20 +136,22 @@ class HistoryRecord:
                 self._head = key
         return key
 
-    def give_up(self, content: str, reasoning: str) -> None:
+    def give_up(self, content: str, reasoning: str) -> int | None:
         """See `Record`."""
         key, self._answer = self._answer, None
         if key is not None and self.session_id is not None:
             with self._trouble():
                 self.history.update_answer(key, content, reasoning=reasoning, finish_reason="interrupted")
-                is_empty = not (content or reasoning)
-                if is_empty or self._without_answer == self._head:  # else it goes on as one that was cut short
+                if not (content or reasoning) or self._without_answer == self._head:
                     self.history.set_head(self.session_id, self._without_answer)
+                else:  # it goes on as one that was cut short
+                    self._head = key
+        return key
 
     def move(self, conversation: Conversation) -> None:
         """See `Record`."""
         self._head = conversation.messages[-1].key if conversation.messages else None
-        if self._is_working and self.session_id is not None:
+        if self.is_working and self.session_id is not None:
             with self._trouble():
                 if not conversation.messages:
                     self._head = self._root(self.session_id, conversation.system)
@@ -156,7 +159,7 @@ class HistoryRecord:
 
     def pin(self, message: Message) -> None:
         """See `Record`."""
-        if self._is_working and message.key is not None:
+        if self.is_working and message.key is not None:
             with self._trouble():
                 self.history.set_pinned(message.key, message.is_pinned)
 
@@ -166,5 +169,5 @@ class HistoryRecord:
         try:
             yield
         except (HistoryFailed, UnknownSession) as error:  # the latter: removed by another process
-            self._is_working, self._answer = False, None
+            self.is_working, self._answer = False, None
             self._on_trouble(error)

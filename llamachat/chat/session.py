@@ -1,7 +1,8 @@
 """A live conversation over an engine.
 
-Messages are the truth; the engine's KV cache only saves time. A turn that fails leaves the conversation as it
-was; a turn that is interrupted keeps what was answered, so there are never two user messages in a row. When the
+Messages are the truth; the engine's KV cache only saves time. A turn that fails before its first word leaves the
+conversation as it was; one that is interrupted, or fails later, keeps what was answered, so there are never two user
+messages in a row. When the
 context window is full, the oldest turns are left out of the prompt, or a summary takes their place in it; they stay
 in the conversation.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, Protocol
@@ -30,7 +31,7 @@ from llamachat.chat.prompt import Prompt
 from llamachat.chat.reasoning import AnswerReader, Piece
 from llamachat.chat.templates import PromptTemplate
 from llamachat.chat.window import Fit, fit, make_window, places_shown, shown
-from llamachat.engine.base import End, Engine, FinishReason, GenerationRequest, GenerationStats, Prefill, Token
+from llamachat.engine.base import End, Engine, Event, FinishReason, GenerationRequest, GenerationStats, Prefill, Token
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import BadConversation, ForbiddenTags, LlamachatError, WindowFull
 
@@ -113,8 +114,8 @@ class Record(Protocol):
     def finish(self, answer: Answer) -> int | None:
         """Keep the whole answer; return its key."""
 
-    def give_up(self, content: str, reasoning: str) -> None:
-        """The answer failed, never began, or nobody listened any more. Keep what there was of it.
+    def give_up(self, content: str, reasoning: str) -> int | None:
+        """The answer failed, never began, or nobody listened any more. Keep what there was of it; return its key.
 
         With what was asked it is the last word, unless it was asked in place of something else.
         """
@@ -140,8 +141,9 @@ class NoRecord:
         """See `Record`."""
         return None
 
-    def give_up(self, content: str, reasoning: str) -> None:
+    def give_up(self, content: str, reasoning: str) -> int | None:  # noqa: ARG002
         """See `Record`."""
+        return None
 
     def move(self, conversation: Conversation) -> None:
         """See `Record`."""
@@ -190,7 +192,8 @@ class Session:
         self._pending: Conversation | None = None
         self.grammar = grammar
         self.own_stop = tuple(stop)
-        self._began = datetime.now()
+        self.since = datetime.now()
+        """When it began."""
         self._strict_tags = strict_tags
         self._told: set[str] = set()
         self.think(thinking)
@@ -208,13 +211,13 @@ class Session:
 
     def began(self, when: datetime) -> None:
         """It is not a new session, but began then."""
-        self._began = when
+        self.since = when
         self.template.begin(when)
 
     def change(self, engine: Engine, template: PromptTemplate, sampling: SamplingParams) -> None:
         """Go on with another model."""
         self.engine, self.template, self.sampling = engine, template, sampling
-        template.begin(self._began)
+        template.begin(self.since)
         self.think(self._thinking)
         self.left_out = frozenset()
 
@@ -447,62 +450,99 @@ class Session:
         leaves_out: bool,
     ) -> Generator[SessionEvent, None, bool]:
         """Stream an answer; return whether there is one."""
-        last = asked.messages[-1]
-        content, reasoning = ("", "") if asked.awaits_answer else (last.content, last.reasoning)
-        continues_text = bool(content or reasoning) or self.template.continues_text
-        strip_space = self.engine.tokenizer.adds_space_prefix and not continues_text
-        stop = () if self.grammar else (*self.template.stop, *self.own_stop)
-        control = self.engine.tokenizer.control_tokens
-        stop_ids = {control[text] for text in stop if text in control}  # these have no text to be found in the answer
-        is_stopped = False
-        tags = None if self.grammar else self.template.reasoning
-        place = self.template.place_of(prompt, last)
-        reader = AnswerReader(tags, place, stop, control, strip_space=strip_space and not self.grammar)
+        reader = self._reader(asked, prompt)
         clock = _ThinkingClock()
         halt = _AnyOf(cancel)
         finished = False
         try:
-            for event in self.engine.generate(request, halt):
+            for event in _until(self._stop_ids, self.engine.generate(request, halt), halt):
                 match event:
                     case Prefill():
                         yield event
-                    case Token(token_id, _) if is_stopped or token_id in stop_ids:
-                        is_stopped = True
-                        halt.set()
                     case Token(token_id, piece):
                         clock.tick()
                         read = reader.feed(token_id, piece)
-                        content, reasoning = content + read.content, reasoning + read.reasoning
-                        if read.content or read.reasoning:
-                            self.record.write(content, reasoning)
+                        if any(read):
+                            self.record.write(reader.content, reader.reasoning)
                         yield from clock.events(read, is_over=not reader.is_thinking)
                         if reader.stopped:
                             halt.set()
                     case End(finish_reason, stats):
-                        read = reader.finish()
-                        content, reasoning = content + read.content, reasoning + read.reasoning
-                        yield from clock.events(read, is_over=True)
-                        reason: FinishReason = "stop" if reader.stopped or is_stopped else finish_reason
+                        yield from clock.events(reader.finish(), is_over=True)
+                        reason: FinishReason = "stop" if reader.stopped else finish_reason
                         is_read_again = leaves_out and not _is_shifted(request, stats)
-                        answer = Answer(content, reason, stats, is_read_again, reasoning)
+                        answer = Answer(reader.content, reason, stats, is_read_again, reader.reasoning)
                         finished = self._finish(asked, answer)
                         yield answer
+        except LlamachatError:
+            self._break_off(asked, reader, is_kept=self._goes_on(asked))
+            finished = True
+            raise
         finally:
             if not finished:
-                self._pending = asked if asked.awaits_answer else None
-                self.record.give_up(content, reasoning)
+                self._break_off(asked, reader)
         return finished
+
+    def _reader(self, asked: Conversation, prompt: Prompt) -> AnswerReader:
+        last = asked.messages[-1]
+        begun = Message("assistant", "") if asked.awaits_answer else last
+        continues_text = begun.content or begun.reasoning or self.template.continues_text or self.grammar
+        return AnswerReader(
+            None if self.grammar else self.template.reasoning,
+            self.template.place_of(prompt, last),
+            self._stop,
+            self.engine.tokenizer.control_tokens,
+            strip_space=self.engine.tokenizer.adds_space_prefix and not continues_text,
+            begun=begun,
+        )
+
+    @property
+    def _stop(self) -> tuple[str, ...]:
+        return () if self.grammar else (*self.template.stop, *self.own_stop)
+
+    @property
+    def _stop_ids(self) -> set[int]:
+        """Stop strings that are control tokens: these have no text to be found in the answer."""
+        control = self.engine.tokenizer.control_tokens
+        return {control[text] for text in self._stop if text in control}
+
+    def _break_off(self, asked: Conversation, reader: AnswerReader, *, is_kept: bool = False) -> None:
+        """There is no whole answer; what there is of it can stay in the conversation, as one that was interrupted."""
+        reader.finish()
+        key = self.record.give_up(reader.content, reader.reasoning)
+        self._pending = asked if asked.awaits_answer else None
+        if (reader.content or reader.reasoning) and is_kept:
+            self._grow(asked, reader.content, reader.reasoning, key)
+
+    def _goes_on(self, asked: Conversation) -> bool:
+        """Whether the conversation as it stands is what was asked before this, rather than something it replaces."""
+        return not asked.awaits_answer or asked.turns[:-1] == self.conversation.turns
 
     def _finish(self, asked: Conversation, answer: Answer) -> bool:
         """Let the conversation grow; False if there was no answer to let it grow by."""
         if not (answer.content or answer.reasoning) and answer.finish_reason == "interrupted":
             return False
-        key = self.record.finish(answer)
+        self._grow(asked, answer.content, answer.reasoning, self.record.finish(answer))
+        return True
+
+    def _grow(self, asked: Conversation, content: str, reasoning: str, key: int | None) -> None:
         self._pending = None
         question = asked if asked.awaits_answer else replace(asked, messages=asked.messages[:-1])
-        message = Message("assistant", answer.content, reasoning=answer.reasoning, key=key)
+        message = Message("assistant", content, reasoning=reasoning, key=key)
         self.conversation = replace(question, messages=(*question.messages, message))
-        return True
+
+
+def _until(stop_ids: Collection[int], events: Iterator[Event], halt: threading.Event) -> Iterator[Event]:
+    """The events up to a token that ends the answer as a stop string does; then `halt` is set, and the end told."""
+    is_stopped = False
+    for event in events:
+        if isinstance(event, Token) and (is_stopped or event.token_id in stop_ids):
+            is_stopped = True
+            halt.set()
+        elif isinstance(event, End) and is_stopped:
+            yield replace(event, finish_reason="stop")
+        else:
+            yield event
 
 
 class _ThinkingClock:

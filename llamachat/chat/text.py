@@ -14,24 +14,37 @@ from collections.abc import Sequence
 class TextDecoder:
     """Decodes one answer piece by piece."""
 
-    def __init__(self, stop: Sequence[str] = (), *, strip_space: bool = False) -> None:
-        """`strip_space` drops one leading space, which sentencepiece vocabularies put before every text."""
+    def __init__(self, stop: Sequence[str] = (), *, strip_space: bool = False, begun: str = "") -> None:
+        """`strip_space` drops one leading space, which sentencepiece vocabularies put before every text.
+
+        `begun` is what there is of the answer already; a stop string may have begun in it.
+        """
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = [text for text in stop if text]
-        self._held = ""
+        n_certain = len(begun) - self._possible_stop(begun)
+        self.content, self._held = begun[:n_certain], begun[n_certain:]
+        """The answer so far, as far as it is certain."""
+        self._n_given = len(begun)
         self._strip_space = strip_space
         self.stopped = False
         """Whether a stop string was found; everything after it is ignored."""
 
     def feed(self, piece: bytes) -> str:
         """Return the text that is certain now; it may be empty."""
-        return self._take(self._decoder.decode(piece))
+        return self._give(self._take(self._decoder.decode(piece)))
 
     def finish(self) -> str:
         """Return what was held back; the answer is over."""
         rest = self._take(self._decoder.decode(b"", final=True))
         held, self._held = self._held, ""
-        return rest if self.stopped else rest + held
+        return self._give(rest if self.stopped else rest + held)
+
+    def _give(self, text: str) -> str:
+        """Add to the answer; return what of it was not there before."""
+        self.content += text
+        new = self.content[self._n_given :]
+        self._n_given += len(new)
+        return new
 
     def _take(self, text: str) -> str:
         if self.stopped:

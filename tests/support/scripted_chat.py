@@ -2,8 +2,9 @@
 
     python -m support.scripted_chat SCRIPT.json [chat's arguments …]
 
-The script is a list of answers; an answer is a list of texts, each a piece of it, and of numbers, seconds to wait. The
-program is the real one from the command line to the screen; only `open_engine` gives another engine.
+The script is a list of answers; an answer is a list of texts, each a piece of it, of numbers, seconds to wait, and of
+null, where the engine fails. The program is the real one from the command line to the screen; only `open_engine` gives
+another engine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from llamachat.errors import EngineFailed
 from support.fake_engine import FakeEngine, Step
 
 
-def _step(step: str | float) -> Step:
+def _step(step: str | float | None) -> Step:
+    if step is None:
+        return EngineFailed("out of memory")
     return step.encode() if isinstance(step, str) else partial(time.sleep, step)
 
 

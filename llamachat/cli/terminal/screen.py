@@ -127,6 +127,7 @@ def _next_line(reader: Reader, toolbar: Toolbar, *, interrupted: bool) -> str | 
 def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
     """Stream one answer and an empty line; return whether it was interrupted. An error costs this turn only."""
     shown = interrupted = False
+    before = chat.session.conversation
     try:
         with (
             cancel_on_interrupt() as cancel,
@@ -158,10 +159,10 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
                         view.close()
                         interrupted = event.finish_reason == "interrupted"
                         _finish(chat, event, shown=shown, show_stats=show_stats)
-    except PromptTooLong as error:
-        out.error(str(error), chat.window_advice(error))
     except LlamachatError as error:
-        out.error(str(error), error.next_step)
+        out.error(str(error), chat.window_advice(error) if isinstance(error, PromptTooLong) else error.next_step)
+        if shown and chat.session.conversation != before:
+            out.note("(what there is of the answer is kept; /continue goes on)")
     out.text("")
     return interrupted
 
@@ -169,14 +170,18 @@ def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
 def _finish(chat: OpenChat, answer: Answer, *, shown: bool, show_stats: bool) -> None:
     """What follows an answer; `shown` tells whether anything of it is on the screen now."""
     chat.last_answer = answer
-    is_begun = shown or (bool(answer.reasoning) and answer.finish_reason != "stop")
-    ending = _ENDINGS.get((answer.finish_reason, is_begun))
-    if ending:
+    if answer.content and not shown:
+        out.note(_NOTHING_MORE[answer.finish_reason])  # of an answer that was to go on
+    elif ending := _ENDINGS.get((answer.finish_reason, shown or _is_in_thoughts(answer))):
         out.note(ending)
     if again := describe_read_again(answer):
         out.note(again)
     if show_stats:
         out.note(chat.describe_stats(answer))
+
+
+def _is_in_thoughts(answer: Answer) -> bool:
+    return bool(answer.reasoning) and answer.finish_reason != "stop"
 
 
 _ENDINGS = {
@@ -187,3 +192,9 @@ _ENDINGS = {
     ("length", True): "(the answer reached its token limit or the end of the context window; /continue goes on)",
 }
 """By finish reason and whether anything was shown, or thought before it was cut short."""
+
+_NOTHING_MORE = {
+    "stop": "(the model has nothing to add)",
+    "interrupted": "(interrupted; /continue goes on)",
+    "length": "(there is no room for more of the answer)",
+}

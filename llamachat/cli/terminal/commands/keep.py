@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llamachat.chat.export import FORMATS, export_session, form_of, write_export
-from llamachat.chat.history import History
+from llamachat.chat.export import FORMATS, export_session, form_of, tree_of, write_export
+from llamachat.chat.history import History, SessionTree
 from llamachat.cli.describing import describe_resumed
 from llamachat.cli.format import count, moment
 from llamachat.cli.opening import OpenChat
@@ -14,6 +14,7 @@ from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.errors import LlamachatError
 
 _N_LISTED = 15
+_REPLACE = " --force"
 
 
 def _sessions(chat: OpenChat, _argument: str) -> Reply:
@@ -72,13 +73,27 @@ def _fork(chat: OpenChat, argument: str) -> Reply:
 
 
 def _export(chat: OpenChat, argument: str) -> Reply:
-    path = Path(argument).expanduser()
+    path = Path(argument.removesuffix(_REPLACE).rstrip()).expanduser()
     form = form_of(path)
     if form is None:
         endings = ", ".join(f".{known}" for known in FORMATS)
         raise BadCommand(f"/export needs the name of a file that ends in {endings}.", "For example: /export talk.md")
-    write_export(path, export_session(_history(chat).tree(_session_id(chat)), form))
+    if path.is_file() and not argument.endswith(_REPLACE):
+        raise BadCommand(f"{path} is there already, and is not replaced.", f"To replace it: /export {path}{_REPLACE}")
+    write_export(path, export_session(_tree(chat), form))
     return Reply(f"Written to {path}.")
+
+
+def _tree(chat: OpenChat) -> SessionTree:
+    """The conversation as it is kept, or else as it stands."""
+    record, session = chat.record, chat.session
+    if record and record.is_working:
+        return record.history.tree(_session_id(chat))
+    if not session.conversation.messages:
+        raise BadCommand("Nothing has been said yet.", "Ask something first.")
+    last = chat.last_answer
+    is_cut_short = last is not None and last.finish_reason == "interrupted"
+    return tree_of(session.conversation, chat.facts(), session.since, is_cut_short=is_cut_short)
 
 
 def _copy(chat: OpenChat, _argument: str) -> Reply:
@@ -108,6 +123,6 @@ KEEP = (
     Command("resume", "[ID]", "go on with another conversation; the newest other without ID", _resume),
     Command("search", "WORDS", "find what was said, in all conversations", _search),
     Command("title", "[TEXT]", "show or change what this conversation is called", _title),
-    Command("export", "FILE.md|.json|.html", "write this conversation to a file", _export),
+    Command("export", "FILE.md|.json|.html [--force]", "write this conversation to a file", _export),
     Command("copy", "", "copy the last answer to the clipboard", _copy),
 )
