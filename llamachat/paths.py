@@ -47,3 +47,8 @@ def input_history_path() -> Path:
 def history_path() -> Path:
     """What was said in conversations."""
     return home_dir() / "history.db"
+
+
+def contexts_dir() -> Path:
+    """What was in the context window of conversations, one file a session."""
+    return home_dir() / "contexts"

@@ -258,6 +258,10 @@ class Session:
         """What the model would see if the user said `text` now."""
         return self._fit(self.conversation.with_message("user", text)).prompt
 
+    def without_room(self) -> frozenset[int]:
+        """The places of the turns that the next prompt has no room for."""
+        return self._fit(self.conversation.with_message("user", "")).left_out
+
     def seen(self) -> Prompt | None:
         """What is in the context window: the prompt of the last answer, and that answer. None before the first one."""
         conversation = self.conversation

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import typer
 
 from llamachat.cli.chat_options import ChatArguments, chat_options
 from llamachat.cli.options import taking
+from llamachat.cli.output import out
 from llamachat.cli.question import Question, read_question
 
 
@@ -45,8 +47,12 @@ def chat(arguments: ChatArguments) -> None:
         open_screen(arguments.model, options, resume=arguments.resume, save=save, show_stats=arguments.stats)
         return
 
+    from llamachat.cli.context import keeping_context, restore_context
     from llamachat.cli.one_answer import answer_once
     from llamachat.cli.opening import open_chat
 
     with open_chat(arguments.model, options, resume=arguments.resume, save=save) as opened:
-        answer_once(opened, question, stats=arguments.stats, as_json=arguments.as_json)
+        if restored := restore_context(opened):
+            out.note(restored)
+        with keeping_context(opened) if opened.resumed else nullcontext():
+            answer_once(opened, question, stats=arguments.stats, as_json=arguments.as_json)

@@ -68,6 +68,8 @@ class OpenChat:
     last_answer: Answer | None = None
     resumed: StoredSession | None = None
     """The stored conversation that goes on, as it was then."""
+    kept_ids: tuple[int, ...] = ()
+    """What of the context window is in a file."""
 
     def reopen(self, model: StoredModel, options: EngineOptions) -> None:
         """Go on with another model, or the same one opened otherwise. If that fails everything is as it was."""
@@ -137,7 +139,7 @@ class OpenChat:
 
     def adopt(self, stored: StoredSession) -> None:
         """Go on with a stored conversation as answers are made now."""
-        self.resumed = stored
+        self.resumed, self.kept_ids = stored, ()
         if self.record:
             self.record.adopt(stored)
         self.session.began(datetime.fromisoformat(stored.created).astimezone())

@@ -23,8 +23,9 @@ def prune(
 ) -> None:
     r"""Remove what interrupted work has left behind, and downloads that were kept.
 
-    These are unfinished downloads and models, weights kept with --keep-checkpoint, and models whose removal was cut
-    short. Stored models stay, and so does whatever a running llamachat is working on.
+    These are unfinished downloads and models, weights kept with --keep-checkpoint, models whose removal was cut
+    short, and context windows kept so that conversations go on at once. Stored models and conversations stay, and so
+    does whatever a running llamachat is working on.
 
     \b
     Examples:

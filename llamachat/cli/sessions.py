@@ -228,6 +228,8 @@ def rm(
       llamachat sessions rm 3
       llamachat sessions rm 3 4 --yes
     """
+    from llamachat.models.contexts import forget_context
+
     with _history() as history:
         if history is None:
             raise UnknownSession("", ())
@@ -236,4 +238,5 @@ def rm(
         confirm(f"Remove {', '.join(f'{id_} ({title})' for id_, title in found.items())}?", yes=yes)
         for id_, title in found.items():
             history.remove(id_)
+            forget_context(id_)
             out.text(f"Removed {id_} ({title}).")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 from llamachat.engine.sampling import SamplingParams
 
@@ -139,6 +139,18 @@ class EngineInfo:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CacheState:
+    """What is in the KV cache: of which ids, the size of a file that keeps it, and what it took to fill it.
+
+    `prompt_tps` is the best measured speed of evaluating prompts, in tokens per second; 0 if none was.
+    """
+
+    ids: Sequence[int] = ()
+    n_bytes: int = 0
+    prompt_tps: float = 0.0
+
+
 class Tokenizer(Protocol):
     """Text ↔ token ids for one vocabulary."""
 
@@ -196,6 +208,22 @@ class Engine(Protocol):
         """Evaluate the prompt and generate. Setting `cancel` ends the stream soon with "interrupted".
 
         Raises `PromptTooLong` before anything is evaluated if the prompt leaves no room for an answer.
+        """
+
+    def cache_state(self) -> CacheState:
+        """What `save_state` would save; nothing if the KV cache cannot be saved."""
+
+    def save_state(self, file: BinaryIO, model_key: str, cancel: threading.Event) -> bool:
+        """Write the KV cache, where there is one. `model_key` tells the model's content from all others.
+
+        False if `cancel` was set meanwhile; raises `OSError`.
+        """
+
+    def restore_state(self, file: BinaryIO, model_key: str, prompt_ids: Sequence[int], cancel: threading.Event) -> int:
+        """Bring back the keys and values of what `prompt_ids` begins with, in place of what is in the KV cache.
+
+        Return how many of those tokens are there now: 0 if `file` is of no use, whatever the reason, or if `cancel` was
+        set meanwhile. Raises `OSError`.
         """
 
     def close(self) -> None:

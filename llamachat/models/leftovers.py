@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamachat.models.contexts import SUFFIX, UNFINISHED, is_being_written
 from llamachat.models.locks import find_busy, locked, writing
 from llamachat.models.store import delete
-from llamachat.paths import locks_dir, models_dir, staging_dir
+from llamachat.paths import contexts_dir, locks_dir, models_dir, staging_dir
 
 _UNFINISHED = (".partial", ".journal")
 _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own is
@@ -42,7 +43,7 @@ def find_leftovers() -> tuple[list[Leftover], list[InUse]]:
     """What could go, and what looks like it but is in use. Raises `CannotWrite` if locks cannot be taken."""
     free: list[Leftover] = []
     in_use: list[InUse] = []
-    for leftover in [*_staged(), *_removed(), *_unfinished(), *_notes()]:
+    for leftover in [*_staged(), *_removed(), *_unfinished(), *_notes(), *_contexts()]:
         if busy := next(filter(None, map(find_busy, leftover.locks)), None):
             in_use.append(InUse(leftover.path, busy.holder))
         else:
@@ -90,6 +91,15 @@ def _notes() -> Iterator[Leftover]:
         name, found, _ = path.name.removeprefix(".").rpartition(".who")
         if found and not find_busy(name):
             yield _leftover(path, "note of a dead process", [name])
+
+
+def _contexts() -> Iterator[Leftover]:
+    """`ID.kv`, and `.ID.kv.PID.partial`."""
+    for path in _entries(contexts_dir()):
+        if path.name.endswith(SUFFIX):
+            yield _leftover(path, "kept context", [])
+        elif path.name.endswith(UNFINISHED) and not is_being_written(path):
+            yield _leftover(path, "unfinished context", [])
 
 
 def _leftover(path: Path, kind: str, locks: Sequence[str]) -> Leftover:

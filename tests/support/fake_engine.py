@@ -9,8 +9,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import BinaryIO
 
 from llamachat.engine.base import (
+    CacheState,
     End,
     EngineInfo,
     Event,
@@ -112,6 +114,15 @@ class FakeEngine:
                 reason = "interrupted"
         self.n_ended += 1
         yield End(reason, GenerationStats(n_prompt, 0, n_generated, 0.5, 0.5, 1.0))
+
+    def cache_state(self) -> CacheState:
+        return CacheState()
+
+    def save_state(self, file: BinaryIO, model_key: str, cancel: threading.Event) -> bool:
+        raise NotImplementedError
+
+    def restore_state(self, file: BinaryIO, model_key: str, prompt_ids: Sequence[int], cancel: threading.Event) -> int:
+        raise NotImplementedError
 
     def close(self) -> None:
         self.answers.clear()

@@ -10,6 +10,7 @@ from textwrap import fill
 
 from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
 from llamachat.chat.session import Answer, LeftOut, Notice, ReasoningPiece, SessionEvent, TextPiece, Thought
+from llamachat.cli.context import keeping_context, restore_context
 from llamachat.cli.describing import describe_compaction, describe_left_out, describe_read_again, describe_resumed
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.output import out
@@ -32,6 +33,7 @@ def open_screen(model: str | None, options: ChatOptions, *, resume: str | None, 
         leave_on_termination(),
         reader.hold_keys(),
         open_chat(model, options, resume=resume, save=save, meanwhile=reader.read_ahead) as chat,
+        keeping_context(chat, reader.allow_interrupt),
     ):
         run_screen(chat, reader, show_stats=show_stats)
 
@@ -44,6 +46,10 @@ def run_screen(chat: OpenChat, reader: Reader, *, show_stats: bool) -> None:
     out.note(fill(chat.describe(), get_terminal_size().columns, break_on_hyphens=False))
     if chat.resumed:
         out.note(describe_resumed(chat.resumed))
+        with reader.allow_interrupt():
+            restored = restore_context(chat)
+        if restored:
+            out.note(restored)
     out.note("/help shows the commands, Ctrl-D leaves.")
     interrupted = False
     while (line := _next_line(reader, toolbar, interrupted=interrupted)) is not None:

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import llama_cpp
 
 from llamachat.engine.base import (
     DEFAULT_N_CTX,
+    CacheState,
     Cut,
     End,
     EngineInfo,
@@ -28,6 +29,16 @@ from llamachat.engine.hardware import default_threads
 from llamachat.engine.llamacpp.library import collected_log, last_error, supports_gpu
 from llamachat.engine.llamacpp.loading import file_type_name, load_adapter, load_model, metadata
 from llamachat.engine.llamacpp.sampling import sampling
+from llamachat.engine.llamacpp.state import (
+    N_SEQUENCES,
+    UnusableState,
+    fingerprint,
+    has_plain_cache,
+    read_head,
+    read_slices,
+    state_bytes,
+    write_state,
+)
 from llamachat.engine.llamacpp.tokenizer import LlamaTokenizer
 from llamachat.errors import EngineFailed, PromptTooLong, UnusableAdapter, WindowTooLong
 
@@ -50,9 +61,10 @@ class LlamaEngine:
         Raises `NotAModelFile`, `UnusableAdapter`, `WindowTooLong` or `EngineFailed`; the first also soon after `cancel`
         is set.
         """
-        options = options or EngineOptions()
+        self._options = options = options or EngineOptions()
         started = time.monotonic()
         self._ids: list[int] = []
+        self._prompt_tps = 0.0
         self._is_shifting = False
         """Whether keys wait to be rotated: llama.cpp does that when it evaluates next."""
         self._model = load_model(path, options.n_gpu_layers, cancel=cancel)
@@ -88,6 +100,8 @@ class LlamaEngine:
         params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
         params.type_k = params.type_v = _KV_TYPES[options.kv_type or "f16"]
         params.no_perf = True
+        if has_plain_cache(self._model):
+            params.n_seq_max, params.kv_unified = N_SEQUENCES, True  # one cache for both, of which one is used
         if n_ctx_train and params.n_ctx > n_ctx_train:
             if options.rope_scaling is None:
                 raise WindowTooLong(params.n_ctx, n_ctx_train)
@@ -134,6 +148,7 @@ class LlamaEngine:
             ttft_s=first - started,
             decode_s=last - first,
         )
+        self._prompt_tps = max(self._prompt_tps, stats.prompt_tps)
         yield End(finish_reason, stats)
 
     def _take_out(self, cut: Cut, prompt: Sequence[int]) -> None:
@@ -210,6 +225,39 @@ class LlamaEngine:
         llama_cpp.llama_memory_clear(self._memory, True)
         self._is_shifting = False
         self._ids.clear()
+
+    def cache_state(self) -> CacheState:
+        """See `Engine`."""
+        if self._is_shifting or not has_plain_cache(self._model):
+            return CacheState()
+        return CacheState(tuple(self._ids), state_bytes(self._context), self._prompt_tps)
+
+    def save_state(self, file: BinaryIO, model_key: str, cancel: threading.Event) -> bool:
+        """See `Engine`."""
+        return write_state(self._context, self._ids, self._state_key(model_key), file, cancel)
+
+    def restore_state(self, file: BinaryIO, model_key: str, prompt_ids: Sequence[int], cancel: threading.Event) -> int:
+        """See `Engine`."""
+        self._forget()
+        if not has_plain_cache(self._model):
+            return 0
+        try:
+            head = read_head(file, self._state_key(model_key), self.info.n_ctx)
+            n_common = _n_common(head.ids, prompt_ids)
+            n_there = read_slices(self._context, file, head, n_common, cancel)
+        except (UnusableState, OSError) as error:
+            self._forget()
+            if isinstance(error, OSError):
+                raise
+            return 0
+        self._ids = head.ids[:n_there]
+        return n_common
+
+    def _state_key(self, model_key: str) -> bytes:
+        n_ctx = self.info.n_ctx
+        is_stretched = n_ctx > self.info.n_ctx_train
+        is_stretched |= any(key.endswith(".rope.scaling.original_context_length") for key in self.info.metadata)
+        return fingerprint(model_key, self._options, n_ctx if is_stretched else None)
 
     def close(self) -> None:
         """See `Engine`."""

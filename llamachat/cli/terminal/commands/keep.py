@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llamachat.chat.export import FORMATS, export_session, form_of, tree_of, write_export
 from llamachat.chat.history import History, SessionTree
+from llamachat.cli.context import keep_context, restore_context
 from llamachat.cli.describing import describe_resumed
 from llamachat.cli.format import count, moment
 from llamachat.cli.opening import OpenChat
@@ -36,12 +37,14 @@ def _resume(chat: OpenChat, argument: str) -> Reply:
     history = _history(chat)
     others = (summary.id for summary in history.sessions() if chat.record and summary.id != chat.record.session_id)
     stored = history.load(history.find(argument or str(next(others, ""))))
+    keep_context(chat)
     chat.resume(stored)
     held_with = stored.facts.model
     there = (
         "" if held_with == chat.model.label else f"\nIt was held with another model; back to that: /model {held_with}"
     )
-    return Reply(describe_resumed(stored) + there)
+    said = [describe_resumed(stored) + there, restore_context(chat)]
+    return Reply("\n".join(line for line in said if line))
 
 
 def _search(chat: OpenChat, argument: str) -> Reply:
