@@ -112,10 +112,12 @@ def _leave_behind(home: Path) -> dict[str, Path]:
         "removed model": home / "models" / ".someone--old--q4_0.4711.removed",
         "unfinished file": home / "models" / "someone--tiny--q8_0" / ".tiny-q8_0.gguf.4711.partial",
         "note of a dead process": home / "locks" / "someone--tiny.who",
+        "kept context": home / "contexts" / "7.kv",
+        "unfinished context": home / "contexts" / ".7.kv.4711.partial",
     }
     for path in left.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}") if path.suffix in (".partial", ".who") else path.mkdir()
+        path.write_text("{}") if path.suffix in (".partial", ".who", ".kv") else path.mkdir()
     with (left["unfinished download"] / "model.safetensors").open("wb") as file:
         file.write(bytes(100_000))
         file.truncate(10**12)
@@ -138,7 +140,7 @@ def test_prune_finds_what_is_left_behind_and_leaves_models_alone(run: RunCommand
 
     refused = run("prune")
     assert refused.returncode == 1
-    assert "Remove these 6, " in refused.stderr
+    assert "Remove these 8, " in refused.stderr
     assert "Add --yes." in refused.stderr
 
     done = json.loads(run("prune", "--yes", "--json").stdout)

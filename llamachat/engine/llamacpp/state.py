@@ -1,7 +1,7 @@
 """The KV cache in a file: a head with its ids, then slices of the cache, each behind its own checksum.
 
 A slice holds the state of a run of tokens as `llama_state_seq_get_data` writes it. That gives a whole sequence at once,
-which may be gigabytes; so the run is first given to a second sequence, by which it can be had, and put back, on its own.
+which may be gigabytes; so the run is first given to a second sequence, by which it is had, and put back, on its own.
 Nothing of a file reaches llama.cpp before its checksum was found right.
 """
 
