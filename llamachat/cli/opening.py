@@ -90,6 +90,7 @@ class OpenChat:
         self.session.engine.close()
         self.session.change(engine, choice.template, sampling)
         self.options, self.model, self.choice, self.adapters = changed, model, choice, adapters
+        self.kept_ids = ()
 
     def set_sampling(self, values: Mapping[str, float]) -> None:
         """Change how answers are sampled from now on, whichever model gives them."""

@@ -238,12 +238,12 @@ class LlamaEngine:
 
     def restore_state(self, file: BinaryIO, model_key: str, prompt_ids: Sequence[int], cancel: threading.Event) -> int:
         """See `Engine`."""
-        self._forget()
         if not has_plain_cache(self._model):
             return 0
         try:
             head = read_head(file, self._state_key(model_key), self.info.n_ctx)
             n_common = _n_common(head.ids, prompt_ids)
+            self._forget()
             n_there = read_slices(self._context, file, head, n_common, cancel)
         except (UnusableState, OSError) as error:
             self._forget()

@@ -184,7 +184,7 @@ def _read(file: BinaryIO, n_bytes: int) -> bytearray:
 
 
 def _digest(*parts: Any) -> bytes:
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
     return digest.digest()
