@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from conftest import RunCommand
@@ -387,6 +387,28 @@ def test_a_place_that_cannot_be_written(eager: ChatOptions, capsys: pytest.Captu
     with open_chat(MODEL, eager) as opened, context.keeping_context(opened):
         list(opened.session.send("Name a colour.", never()))
     assert capsys.readouterr().err.count("The context window was not kept (File exists)") == 1
+
+
+def test_ctrl_c_skips(eager: ChatOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = state._take
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return take(*arguments)
+
+    monkeypatch.setattr(state, "_take", interrupted)
+    with open_chat(MODEL, eager) as opened, context.keeping_context(opened):
+        list(opened.session.send(TEXT[:300], never()))
+    assert not sessions_kept()
+
+
+def test_a_signal_is_not_kept_waiting(eager: ChatOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "_SIGNAL_S", 0.0)
+    with open_chat(MODEL, eager) as opened:
+        list(opened.session.send(TEXT[:180], never()))
+        with pytest.raises(SystemExit), context.keeping_context(opened):
+            raise SystemExit(128 + signal.SIGTERM)
+    assert not contexts_dir().exists()
 
 
 def test_removed_with_its_session(conversation: Path, run: RunCommand) -> None:
