@@ -81,6 +81,7 @@ def main() -> None:
             path.rename(aside)
             rows["read"].append(go_on(model, arguments.threads))
             aside.rename(path)
+            print("first token: " + ", ".join(f"{name} {side[-1][2]:.2f} s" for name, side in rows.items()), flush=True)
     for name, side in rows.items():
         whole, restored, first = (statistics.median(column) for column in zip(*side, strict=True))
         every = " ".join(f"{row[0]:.1f}" for row in side)
