@@ -278,6 +278,7 @@ _BAD: list[tuple[list[Any], list[Any]]] = [
     (["messages", 1, "content"], [None, 7, ["a"]]),
     (["messages", 1, "is_pinned"], [None, 1, "yes"]),
     (["messages", 1, "n_summarized"], [None, -1, "2", True]),
+    (["messages", 2, "reasoning"], [None, 7, ["a"]]),
     (["messages", 2, "finish_reason"], ["tired", 1]),
     (["messages", 2, "seed"], [-1, "x", 2**80]),
     (["messages", 2, "stats"], [1, {}, {"n_prompt": 1}]),
