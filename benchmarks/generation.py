@@ -17,7 +17,8 @@ from pathlib import Path
 
 import llama_cpp
 
-from llamachat.chat.session import Answer, Session
+from llamachat.chat.events import Answer
+from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML
 from llamachat.engine.base import EngineOptions
 from llamachat.engine.llamacpp import LlamaEngine

@@ -25,10 +25,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from llamachat.chat.events import Answer, SessionEvent, TextPiece
 from llamachat.chat.history import History, SessionFacts
 from llamachat.chat.message import Conversation
 from llamachat.chat.record import HistoryRecord
-from llamachat.chat.session import Answer, Session, SessionEvent, TextPiece
+from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import LlamachatError

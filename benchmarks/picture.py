@@ -12,7 +12,7 @@ import threading
 from rich.console import Console
 from rich.text import Text
 
-from llamachat.chat.session import Answer, TextPiece
+from llamachat.chat.events import Answer, TextPiece
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.terminal.blocks import BlockSplitter
 from llamachat.cli.terminal.markdown import BlockRenderer

@@ -346,6 +346,25 @@ class TemplateFailed(LlamachatError):
         )
 
 
+class NoToolCalls(LlamachatError):
+    """A model that was not trained to call tools, or in a form not known here."""
+
+    def __init__(self, template: str) -> None:
+        super().__init__(
+            f"The prompt format {template} has no place for tools, so this model cannot call any.",
+            "Use one that was trained for it, such as qwen2.5-1.5b-instruct, llama-3.2-3b-instruct or "
+            "mistral-7b-instruct-v0.3; in a chat, /tools off goes on without.",
+        )
+
+
+class UnusableTools(LlamachatError):
+    """A Python file that no tools can be taken from."""
+
+    def __init__(self, path: Path, problem: str, next_step: str) -> None:
+        super().__init__(f"{path}: {problem}", next_step)
+        self.path = path
+
+
 class BadConversation(LlamachatError):
     """Messages that no prompt can be made of."""
 

@@ -17,11 +17,12 @@ _MAY_IMPORT = {
     "llamachat.paths": set(),
     "llamachat.engine": {"llamachat.errors"},
     "llamachat.chat": {"llamachat.engine", "llamachat.errors"},
+    "llamachat.toolbox": {"llamachat.chat", "llamachat.errors"},
     "llamachat.bench": {"llamachat.engine", "llamachat.errors"},
     "llamachat.models": {"llamachat.errors", "llamachat.paths", "quantize"},
     "llamachat.cli": {
         "llamachat.bench", "llamachat.chat", "llamachat.engine",
-        "llamachat.errors", "llamachat.models", "llamachat.paths",
+        "llamachat.errors", "llamachat.models", "llamachat.paths", "llamachat.toolbox",
     },
     "quantize": set(),
 }  # fmt: skip

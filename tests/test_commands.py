@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from llamachat.chat.events import Answer, TextPiece
 from llamachat.chat.export import read_export
 from llamachat.chat.history import History, SessionFacts
 from llamachat.chat.message import Message
 from llamachat.chat.reasoning import ReasoningTags
 from llamachat.chat.record import HistoryRecord
-from llamachat.chat.session import Answer, NoRecord, Session, TextPiece
+from llamachat.chat.session import NoRecord, Session
 from llamachat.chat.templates import ChatML, Jinja, TemplateChoice
 from llamachat.cli import loading
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat

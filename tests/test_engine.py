@@ -16,8 +16,9 @@ from pathlib import Path
 import gguf
 import pytest
 
+from llamachat.chat.events import Answer
 from llamachat.chat.message import Conversation
-from llamachat.chat.session import Answer, Session
+from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML
 from llamachat.engine import hardware
 from llamachat.engine.base import (

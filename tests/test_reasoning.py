@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llamachat.chat import sandbox
+from llamachat.chat.events import Answer, ReasoningPiece, SessionEvent, TextPiece, Thought
 from llamachat.chat.export import FORMATS, read_export, write_export
 from llamachat.chat.history import History, SessionFacts
 from llamachat.chat.message import Conversation, Message, parse_messages
 from llamachat.chat.prompt import Text
-from llamachat.chat.reasoning import AnswerReader, Place, ReasoningSplitter, ReasoningTags
+from llamachat.chat.reading import AnswerReader
+from llamachat.chat.reasoning import Place, ReasoningSplitter, ReasoningTags
 from llamachat.chat.record import HistoryRecord
-from llamachat.chat.session import Answer, Prefill, ReasoningPiece, Session, SessionEvent, TextPiece, Thought
+from llamachat.chat.session import Prefill, Session
 from llamachat.chat.templates import ChatML, Jinja, PromptTemplate
 from llamachat.cli.describing import describe_unmet
 from llamachat.engine.sampling import SamplingParams
@@ -95,7 +97,7 @@ def test_only_a_tag_at_the_very_start_opens_thoughts(text: str, thoughts: str, a
 def read(tokens: Sequence[tuple[int, bytes]], *stop: str, place: Place = "start", **control: int) -> tuple[str, str]:
     tokens_by_text = {f"<{name.replace('end_', '/')}>": token_id for name, token_id in control.items()}
     reader = AnswerReader(TAGS, place, stop, tokens_by_text, strip_space=False, begun=Message("assistant", ""))
-    found = [*(reader.feed(*token) for token in tokens), reader.finish()]
+    found = [*(reader.feed(*token) for token in tokens), reader.finish("stop")[0]]
     return "".join(piece.reasoning for piece in found), "".join(piece.content for piece in found)
 
 

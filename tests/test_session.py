@@ -7,8 +7,9 @@ from itertools import pairwise
 
 import pytest
 
+from llamachat.chat.events import Answer, SessionEvent, TextPiece
 from llamachat.chat.message import Message
-from llamachat.chat.session import Answer, Session, SessionEvent, TextPiece
+from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML, CodeLlama70b, NoTemplate, PromptTemplate
 from llamachat.engine.base import Engine, Prefill
 from llamachat.engine.sampling import SamplingParams

@@ -17,9 +17,10 @@ import pytest
 import sentencepiece
 
 from llamachat.chat import sandbox
+from llamachat.chat.events import Notice
 from llamachat.chat.message import Conversation
 from llamachat.chat.prompt import Content, Text, assemble
-from llamachat.chat.session import Notice, Session
+from llamachat.chat.session import Session
 from llamachat.chat.templates import TEMPLATES, ChatML, Jinja, Llama2, PromptTemplate, Vicuna
 from llamachat.engine.base import Tokenizer
 from llamachat.engine.sampling import SamplingParams

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamachat.chat.events import Answer, LeftOut
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.prompt import Prompt
-from llamachat.chat.session import Answer, LeftOut, Overflow, Session
+from llamachat.chat.session import Overflow, Session
 from llamachat.chat.templates import ChatML, Llama2, PromptTemplate
 from llamachat.chat.window import Window, fit, make_window
 from llamachat.engine.base import EngineOptions

@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from llamachat.chat.history.document import BadDocument, from_document, to_docum
 from llamachat.chat.history.titles import make_title
 from llamachat.chat.history.values import SessionFacts, SessionTree, StoredMessage
 from llamachat.chat.message import Conversation, Message
+from llamachat.chat.tools.values import describe_steps
 from llamachat.errors import CannotWrite, UnusableSessionFile, describe_os_error
 
 _MAX_BYTES = 256 << 20
@@ -98,6 +100,7 @@ def _to_markdown(tree: SessionTree) -> str:
     parts = [f"# {_escape_markdown(tree.title)}", f"*{_escape_markdown(_about(tree))}*"]
     for stored in tree.path(tree.head):
         parts.append(f"## {_escape_markdown(_speaker(stored))}")
+        parts += [textwrap.indent(text, " " * 4) for text in describe_steps(stored.message.steps)]  # a code block each
         if stored.message.reasoning:
             parts += ["*Thoughts:*", _quote(stored.message.reasoning)]
         parts.append(_close_fence(stored.message.content.strip("\n")))
@@ -122,9 +125,13 @@ def _to_html(tree: SessionTree) -> str:
 def _articles(tree: SessionTree) -> Iterator[str]:
     for stored in tree.path(tree.head):
         ending = "\n<p class=about>(interrupted)</p>" if stored.is_cut_short else ""
+        steps = "".join(
+            f'<div dir="auto" class=about>{_escape_html(text)}</div>\n' for text in describe_steps(stored.message.steps)
+        )
         yield (
             f"<article class={stored.message.role}>\n<h2>{_escape_html(_speaker(stored))}</h2>\n"
-            f'{_thoughts(stored)}<div dir="auto">{_escape_html(stored.message.content)}</div>{ending}\n</article>'
+            f"{steps}{_thoughts(stored)}"
+            f'<div dir="auto">{_escape_html(stored.message.content)}</div>{ending}\n</article>'
         )
 
 

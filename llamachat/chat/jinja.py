@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from llamachat.chat import sandbox
 from llamachat.chat.prompt import Content, Marker, Part, Text
@@ -30,7 +31,12 @@ from llamachat.errors import TemplateFailed
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
+"""With calls of tools and their results, as transformers has them."""
+Tools = list[dict[str, Any]]
+
+_SPOKEN = ("content", "reasoning_content", "name", "arguments", "description", "enum")
+"""What of messages and tools is anybody's text; the rest is form, which templates look at."""
 
 
 class JinjaRenderer:
@@ -44,20 +50,29 @@ class JinjaRenderer:
         """What the template is told when it asks for the time."""
         sandbox.render(source, [], self.now)
 
-    def parts(self, messages: Messages, tokenizer: Tokenizer, switches: Mapping[str, bool] | None = None) -> list[Part]:
+    def parts(
+        self,
+        messages: Messages,
+        tokenizer: Tokenizer,
+        *,
+        tools: Tools | None = None,
+        tags: Sequence[str] = (),
+        switches: Mapping[str, bool] | None = None,
+    ) -> list[Part]:
         """Render the messages up to the place where the answer begins, or goes on if the last message is one.
 
-        `switches` are variables that a template asks for besides those that all are given.
+        `tags` are markers that are plain text, besides those of the constructor; `switches` are variables that a
+        template asks for besides those that all are given.
         """
         control = [text for text in tokenizer.control_tokens if text]
-        marks = [*control, *(tag for tag in self._tags if tag not in tokenizer.control_tokens)]
+        marks = [*control, *(tag for tag in (*self._tags, *tags) if tag not in tokenizer.control_tokens)]
         end = ""
         if messages[-1]["role"] == "assistant":
-            end = _unused_characters(_all_texts(messages), 1)[0]
+            end = _unused_characters("".join(_texts(messages)), 1)[0]
             messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + end}]
-        defusal = _Defusal(messages, marks)
+        defusal = _Defusal(messages, tools, marks)
         contexts = [
-            {**_context(defused, tokenizer, is_open=bool(end)), **(switches or {})}
+            {**_context(*defused, tokenizer, is_open=bool(end)), **(switches or {})}
             for defused in (defusal.gentle, defusal.thorough)
         ]
         rendered = (_cut(text, end) for text in sandbox.render(self._source, contexts, self.now))
@@ -81,12 +96,12 @@ def _tag_as_text(part: Part, tokenizer: Tokenizer) -> Part:
     return Text(part.text) if is_tag else part  # type: ignore[union-attr]
 
 
-def _context(messages: Messages, tokenizer: Tokenizer, *, is_open: bool) -> dict[str, object]:
+def _context(messages: Messages, tools: Tools | None, tokenizer: Tokenizer, *, is_open: bool) -> dict[str, object]:
     """The names that transformers gives a template."""
     names = {token_id: text for text, token_id in tokenizer.control_tokens.items()}
     return {
         "messages": messages,
-        "tools": None,
+        "tools": tools,
         "documents": None,
         "add_generation_prompt": not is_open,
         "bos_token": names.get(tokenizer.bos_id, "") if tokenizer.bos_id is not None else "",
@@ -97,10 +112,11 @@ def _context(messages: Messages, tokenizer: Tokenizer, *, is_open: bool) -> dict
 class _Defusal:
     """Messages whose control tokens are broken by stand-ins for their first characters, and how to undo it."""
 
-    def __init__(self, messages: Messages, control: Iterable[str]) -> None:
+    def __init__(self, messages: Messages, tools: Tools | None, control: Iterable[str]) -> None:
         cases = {first for text in control for first in (text[0], text[0].lower(), text[0].upper())}
         first_characters = sorted(first for first in cases if len(first) == 1)  # some capitals are two letters
-        guard, *unused = _unused_characters(_all_texts(messages), 1 + len(first_characters))
+        everything = "".join(_texts([messages, tools]))
+        guard, *unused = _unused_characters(everything, 1 + len(first_characters))
         stand_ins = dict(zip(first_characters, unused, strict=True))
         self._restore = {ord(stand_in): character for character, stand_in in stand_ins.items()} | {ord(guard): ""}
         table = {ord(character): stand_in for character, stand_in in stand_ins.items()}
@@ -114,9 +130,9 @@ class _Defusal:
             guarded = guard + content if content.lstrip().startswith(tails) else content
             return guarded.translate(table)
 
-        self.gentle = _with_texts(messages, break_whole)
+        self.gentle = (_changed(messages, break_whole), _changed(tools, break_whole))
         """Only the tokens are broken."""
-        self.thorough = _with_texts(messages, break_everywhere)
+        self.thorough = (_changed(messages, break_everywhere), _changed(tools, break_everywhere))
         """Every character is replaced that a token begins with, and no message goes on with what stands before it."""
 
     def undo(self, part: Part) -> Part:
@@ -124,12 +140,29 @@ class _Defusal:
         return Content(part.text.translate(self._restore)) if isinstance(part, Text) else part
 
 
-def _with_texts(messages: Messages, change: Callable[[str], str]) -> Messages:
-    return [{key: text if key == "role" else change(text) for key, text in message.items()} for message in messages]
+def _changed(value: Any, change: Callable[[str], str], *, is_spoken: bool = False) -> Any:
+    """The same with every text of messages and tools changed that somebody may have written."""
+    if isinstance(value, str):
+        return change(value) if is_spoken else value
+    if isinstance(value, list):
+        return [_changed(item, change, is_spoken=is_spoken) for item in value]
+    if isinstance(value, dict):
+        return {
+            change(key) if is_spoken else key: _changed(item, change, is_spoken=is_spoken or key in _SPOKEN)
+            for key, item in value.items()
+        }
+    return value
 
 
-def _all_texts(messages: Messages) -> str:
-    return "".join(text for message in messages for text in message.values())
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in it, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value:
+            yield from _texts(item)
+        if isinstance(value, dict):
+            yield from _texts(list(value.values()))
 
 
 def _markers(parts: Iterable[Part]) -> list[Part]:

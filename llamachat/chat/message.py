@@ -7,10 +7,11 @@ may still be waiting for one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from llamachat.chat.tools.values import Tool, ToolStep
 from llamachat.errors import BadConversation
 
 Role = Literal["system", "user", "assistant"]
@@ -30,6 +31,8 @@ class Message:
     """Where the history keeps it."""
     n_summarized: int = 0
     """Of a user message: its answer is a summary, which stands for so many of the conversation's first turns."""
+    steps: tuple[ToolStep, ...] = ()
+    """Of an answer: the calls of tools that were made before its `content` was written."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Conversation:
 
     system: str | None = None
     messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    """What the model is told that it may call."""
 
     def __post_init__(self) -> None:
         for i, message in enumerate(self.messages):
@@ -66,15 +71,56 @@ class Conversation:
         """A copy with these turns instead."""
         return replace(self, messages=tuple(message for turn in turns for message in turn))
 
-    def all_messages(self) -> list[dict[str, str]]:
-        """The messages with the system prompt first, in the form chat templates and JSON files have."""
-        system = [Message("system", self.system)] if self.system is not None else []
-        return [_to_table(message) for message in (*system, *self.messages)]
+    @property
+    def has_tools(self) -> bool:
+        """Whether tools are offered, or some were called."""
+        return bool(self.tools) or any(message.steps for message in self.messages)
+
+    def without_steps(self) -> Conversation:
+        """A copy in which no tool was ever called: of answers only their words are left."""
+        return replace(self, tools=(), messages=tuple(map(_words_only, self.messages)))
+
+    def all_messages(self, *, is_single: bool = False) -> list[dict[str, Any]]:
+        """The messages with the system prompt first, in the form chat templates and JSON files have.
+
+        Calls of tools and their results are messages before the answer's own; `is_single` puts each call into one of
+        its own. An answer that has not got further than its calls has no message of its own at the end.
+        """
+        listed: list[dict[str, Any]] = []
+        if self.system is not None:
+            listed.append({"role": "system", "content": self.system})
+        for message in self.messages:
+            for step in message.steps:
+                listed += _step_messages(step, is_single=is_single)
+            listed.append({"role": message.role, "content": message.content, **_thoughts(message.reasoning)})
+        if self.messages and self.messages[-1].steps and not self.messages[-1].content:
+            listed.pop()
+        return listed
 
 
-def _to_table(message: Message) -> dict[str, str]:
-    table = {"role": message.role, "content": message.content}
-    return {**table, "reasoning_content": message.reasoning} if message.reasoning else table
+def _thoughts(reasoning: str) -> dict[str, str]:
+    return {"reasoning_content": reasoning} if reasoning else {}
+
+
+def _words_only(message: Message) -> Message:
+    if not message.steps:
+        return message
+    texts = (*(step.text for step in message.steps), message.content)
+    return replace(message, content="\n\n".join(filter(None, texts)), steps=())
+
+
+def _step_messages(step: ToolStep, *, is_single: bool) -> Iterator[dict[str, Any]]:
+    outcomes = list(step.outcomes)
+    said = {"content": step.text, **_thoughts(step.reasoning)}
+    for together in [[outcome] for outcome in outcomes] if is_single else [outcomes]:
+        calls = [
+            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.parsed()}}
+            for call, _ in together
+        ]
+        yield {"role": "assistant", **said, "tool_calls": calls}
+        for call, result in together:
+            yield {"role": "tool", "name": call.name, "content": str(result), "tool_call_id": call.id}
+        said = {"content": ""}
 
 
 def parse_messages(parsed: Any) -> Conversation:

@@ -7,12 +7,8 @@ only the first end tag closes them, so that an answer may speak of either. Blank
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
-
-from llamachat.chat.message import Message
-from llamachat.chat.text import TextDecoder
 
 Place = Literal["start", "thoughts", "within", "answer"]
 """Where what the model writes goes on: at its beginning, at that of its thoughts, in their middle, or after them."""
@@ -90,63 +86,3 @@ class ReasoningSplitter:
         held, end = self._held, self._tags.end
         n_tag = next((n for n in range(min(len(held), len(end) - 1), 0, -1) if end.startswith(held[-n:])), 0)
         return len(held[: len(held) - n_tag].rstrip())
-
-
-class AnswerReader:
-    """The bytes of an answer → its thoughts and its content, whole characters only. Stop strings end the content."""
-
-    def __init__(
-        self,
-        tags: ReasoningTags | None,
-        place: Place,
-        stop: Sequence[str],
-        control_tokens: Mapping[str, int],
-        *,
-        strip_space: bool,
-        begun: Message,
-    ) -> None:
-        """Without `tags` all is content. `control_tokens` have no bytes; a tag that is one is known by its id.
-
-        `begun` is what there is of the answer already; a stop string may have begun in it.
-        """
-        self.reasoning = begun.reasoning
-        """All that was thought so far."""
-        self._decoder = TextDecoder(strip_space=strip_space)
-        self._splitter = ReasoningSplitter(tags, place) if tags else None
-        self._content = TextDecoder(stop, begun=begun.content)
-        texts = (tags.start, tags.end) if tags else ()
-        self._tags = {control_tokens[text]: text.encode() for text in texts if text in control_tokens}
-
-    @property
-    def content(self) -> str:
-        """All of the answer so far that is certain."""
-        return self._content.content
-
-    @property
-    def is_thinking(self) -> bool:
-        """Whether thoughts have begun and not ended."""
-        return self._splitter is not None and self._splitter.place == "thoughts"
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string was found in the content; everything after it is ignored."""
-        return self._content.stopped
-
-    def feed(self, token_id: int, piece: bytes) -> Piece:
-        """Return what is certain after the next token."""
-        if self._splitter and self._splitter.place != "answer":
-            piece = self._tags.get(token_id, piece)
-        return self._split(self._decoder.feed(piece))
-
-    def finish(self) -> Piece:
-        """Return what was held back; the answer is over."""
-        first = self._split(self._decoder.finish())
-        last = self._splitter.finish() if self._splitter else Piece("", "")
-        content = self._content.feed(last.content.encode()) + self._content.finish()
-        self.reasoning += last.reasoning
-        return Piece(first.reasoning + last.reasoning, first.content + content)
-
-    def _split(self, text: str) -> Piece:
-        reasoning, content = self._splitter.feed(text) if self._splitter else ("", text)
-        self.reasoning += reasoning
-        return Piece(reasoning, self._content.feed(content.encode()) if content else "")

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from llamachat.chat.events import Answer
 from llamachat.chat.history import History, SessionFacts, StoredSession
 from llamachat.chat.history.titles import make_title
 from llamachat.chat.message import Conversation, Message
-from llamachat.chat.session import Answer
+from llamachat.chat.tools.values import ToolStep
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import HistoryFailed, LlamachatError, UnknownSession
 
@@ -43,6 +44,7 @@ class HistoryRecord:
         """The head if the answer that is being written comes to nothing."""
         self._answer: int | None = None
         self._written_at = 0.0
+        self._has_steps = False
 
     def adopt(self, stored: StoredSession | None) -> None:
         """Go on writing a session that is there already; None: begin a new one with the next message."""
@@ -71,6 +73,7 @@ class HistoryRecord:
                 self._answer = self.history.add_message(session, messages[-1].key, answer, seed=sampling.seed)
             else:
                 self._answer = messages[-1].key
+            self._has_steps = bool(messages[-1].steps)
             self.keep_facts()  # this answer may have sampling of its own
             self._written_at = time.monotonic()
             return replace(asked, messages=tuple(messages))
@@ -99,7 +102,7 @@ class HistoryRecord:
     def _add(self, session: int, parent: int | None, message: Message) -> int:
         key = self.history.add_message(session, parent, message)
         if message.role == "assistant":  # of an example: no model is still at work on it
-            self.history.update_answer(key, message.content, finish_reason="stop")
+            self.history.update_answer(key, message.content, finish_reason="stop", steps=message.steps)
         return key
 
     def _root(self, session: int, system: str | None) -> int | None:
@@ -120,6 +123,13 @@ class HistoryRecord:
             with self._trouble():
                 self.history.update_answer(self._answer, content, reasoning=reasoning)
             self._written_at = time.monotonic()
+
+    def write_steps(self, steps: tuple[ToolStep, ...]) -> None:
+        """See `Record`."""
+        self._has_steps = True
+        if self._answer is not None:
+            with self._trouble():
+                self.history.update_answer(self._answer, "", reasoning="", steps=steps)
 
     def finish(self, answer: Answer) -> int | None:
         """See `Record`."""
@@ -142,7 +152,8 @@ class HistoryRecord:
         if key is not None and self.session_id is not None:
             with self._trouble():
                 self.history.update_answer(key, content, reasoning=reasoning, finish_reason="interrupted")
-                if not (content or reasoning) or self._without_answer == self._head:
+                is_empty = not (content or reasoning or self._has_steps)
+                if is_empty or self._without_answer == self._head:
                     self.history.set_head(self.session_id, self._without_answer)
                 else:  # it goes on as one that was cut short
                     self._head = key

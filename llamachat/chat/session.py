@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -26,80 +26,37 @@ from llamachat.chat.compaction import (
     n_to_sum_up,
     summary_request,
 )
+from llamachat.chat.draft import Draft
+from llamachat.chat.events import (
+    Answer,
+    LeftOut,
+    Notice,
+    ReasoningPiece,
+    SessionEvent,
+    TextPiece,
+    Thought,
+    ToolCalled,
+    ToolReturned,
+)
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.prompt import Prompt
-from llamachat.chat.reasoning import AnswerReader, Piece
+from llamachat.chat.reading import AnswerReader
+from llamachat.chat.reasoning import Piece
 from llamachat.chat.templates import PromptTemplate
+from llamachat.chat.tools.use import MAX_STEPS, Toolbox, use_tool
+from llamachat.chat.tools.values import Tool, ToolStep
 from llamachat.chat.window import Fit, fit, make_window, places_shown, shown
-from llamachat.engine.base import End, Engine, Event, FinishReason, GenerationRequest, GenerationStats, Prefill, Token
+from llamachat.engine.base import End, Engine, Event, GenerationRequest, GenerationStats, Prefill, Token
 from llamachat.engine.sampling import SamplingParams
-from llamachat.errors import BadConversation, ForbiddenTags, LlamachatError, WindowFull
+from llamachat.errors import BadConversation, ForbiddenTags, LlamachatError, NoToolCalls, WindowFull
 
 Overflow = Literal["drop", "stop", "compact"]
 
 _N_SEEDS = 2**32 - 1
+_RESULT_SHARE = 4
+"""The results of one step take a quarter of the window at most."""
 _WORTH_IT = 2
 """Older turns are summed up by themselves if they are so many times as long as a summary may get."""
-
-
-@dataclass(frozen=True)
-class Notice:
-    """What the user should know about the prompt, in a sentence; each is told once in a session."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """The window is full: what the prompt does without from now on, in turns and tokens, and what it has then."""
-
-    n_turns: int
-    n_tokens: int
-    n_prompt: int
-    n_ctx: int
-    is_shifted: bool
-    """Whether the rest stays in the KV cache. Otherwise it is evaluated again, which takes time."""
-
-
-@dataclass(frozen=True)
-class ReasoningPiece:
-    """The next piece of what the model thinks before its answer, and how many tokens that has been."""
-
-    text: str
-    n_tokens: int
-
-
-@dataclass(frozen=True)
-class Thought:
-    """The thoughts are over, or were cut short: tokens, and seconds from the first of them to the last."""
-
-    n_tokens: int
-    elapsed_s: float
-
-
-@dataclass(frozen=True)
-class TextPiece:
-    """The next piece of the answer."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The whole answer and how it came about; the last event of a turn."""
-
-    content: str
-    finish_reason: FinishReason
-    stats: GenerationStats
-    is_rest_read_again: bool = False
-    """Whether turns were left out and what remains was evaluated again: `stats` tell how much, and how long it took."""
-    reasoning: str = ""
-    """What the model thought before it. `stats` count that, too."""
-
-
-SessionEvent = (
-    Notice | LeftOut | Prefill | ReasoningPiece | Thought | TextPiece | Answer | Compacting | Compacted | NotCompacted
-)
 
 
 class Record(Protocol):
@@ -110,6 +67,9 @@ class Record(Protocol):
 
     def write(self, content: str, reasoning: str) -> None:
         """The answer has come so far. Called often; how often to act on it is the record's business."""
+
+    def write_steps(self, steps: tuple[ToolStep, ...]) -> None:
+        """Tools are called before the answer goes on, or gave results; kept at once."""
 
     def finish(self, answer: Answer) -> int | None:
         """Keep the whole answer; return its key."""
@@ -135,6 +95,9 @@ class NoRecord:
         return asked
 
     def write(self, content: str, reasoning: str) -> None:
+        """See `Record`."""
+
+    def write_steps(self, steps: tuple[ToolStep, ...]) -> None:
         """See `Record`."""
 
     def finish(self, answer: Answer) -> int | None:  # noqa: ARG002
@@ -170,11 +133,13 @@ class Session:
         strict_tags: bool = False,
         examples: Sequence[Message] = (),
         thinking: bool | None = None,
+        toolbox: Toolbox | None = None,
     ) -> None:
         """`max_tokens` limits each answer; `stop` adds to the template's own stop strings.
 
         `strict_tags` refuses messages with tags of the prompt format, as Meta's reference does; `examples` are turns
         that stand before all others.
+        The model may call what is in the `toolbox`; raises `NoToolCalls` if its template knows no calls.
         With a `grammar` (GBNF) answers obey it from their first byte to their last, and stop strings mean nothing;
         nothing is thought before them. Otherwise `thinking` switches that on or off where the template can; None leaves
         it to the template.
@@ -197,6 +162,21 @@ class Session:
         self._strict_tags = strict_tags
         self._told: set[str] = set()
         self.think(thinking)
+        self.toolbox = toolbox
+        self.offer_tools(is_offered=toolbox is not None)
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """What the model may call now."""
+        return self.conversation.tools
+
+    def offer_tools(self, *, is_offered: bool) -> None:
+        """Let the model call the tools from now on, or no longer. Raises `NoToolCalls` if its template knows none."""
+        tools = self.toolbox.tools if self.toolbox and is_offered else ()
+        if tools and self.template.calls is None:
+            raise NoToolCalls(self.template.name)
+        self.conversation = replace(self.conversation, tools=tools)
+        self._pending = replace(self._pending, tools=tools) if self._pending else None
 
     def think(self, wanted: bool | None) -> None:
         """Switch thinking before answers on or off, or (None) leave it to the template."""
@@ -232,7 +212,7 @@ class Session:
 
     def resume(self, conversation: Conversation, unanswered: Message | None = None) -> None:
         """Go on with a conversation that stands in the record as it is."""
-        self.conversation = conversation
+        conversation = self.conversation = replace(conversation, tools=self.tools)
         self.left_out = frozenset()
         asked = replace(conversation, messages=(*conversation.messages, unanswered)) if unanswered else None
         self._pending = asked
@@ -361,7 +341,8 @@ class Session:
             yield NotCompacted(f"The summary is {numbers if answer.content else 'empty'}.")
             return
         unread = [i for i in places_shown(self.conversation, ()) if i < n_turns and i in aside.left_out]
-        self._finish(self.record.begin(asked, sampling), answer)
+        draft = Draft(self.record.begin(asked, sampling), answer.content, answer.reasoning)
+        self._finish(draft, answer)
         self.left_out = left_out
         elapsed_s = time.monotonic() - started
         yield Compacted(n_turns, len(unread), n_before, n_after, elapsed_s, answer.finish_reason == "length")
@@ -421,18 +402,56 @@ class Session:
         if n_turns := self._n_to_make_room(asked, fitted):
             asked = yield from self._compact_before(asked, n_turns, cancel)
             fitted = self._fit(asked)
-        n_prompt, n_ctx = len(fitted.prompt.ids), self.engine.info.n_ctx
-        if fitted.n_turns and self.overflow == "stop":
-            n_reserved = make_window(n_ctx, self.max_tokens).n_reserved
-            raise WindowFull(n_prompt + fitted.n_tokens, n_ctx, n_reserved)
+        self._require_room(fitted)
         sampling = _seeded(sampling)
+        yield from self._tell(fitted, cancel)
+        draft = Draft(self.record.begin(asked, sampling))
+        finished = False
+        try:
+            fitted = yield from self._write(draft, fitted, sampling, cancel)
+            answer = draft.answer()
+            finished = self._finish(draft, answer)
+            self.left_out = fitted.left_out if finished else self.left_out
+            yield answer
+        except LlamachatError:
+            self._break_off(draft, is_kept=self._goes_on(asked))
+            finished = True
+            raise
+        finally:
+            if not finished:
+                self._break_off(draft)
+
+    def _write(
+        self, draft: Draft, fitted: Fit, sampling: SamplingParams, cancel: threading.Event
+    ) -> Generator[SessionEvent, None, Fit]:
+        """Stream an answer, with as many calls of tools as the model makes; return what was in the window last."""
+        while calls := (yield from self._generate(draft, fitted, sampling, cancel)):
+            yield from self._call(draft, calls, cancel)
+            if cancel.is_set():
+                draft.finish_reason = "interrupted"
+                break
+            if len(draft.steps) - draft.n_before >= MAX_STEPS:
+                draft.finish_reason = "length"
+                yield Notice(f"The model has called tools {MAX_STEPS} times in a row; /continue lets it go on.")
+                break
+            fitted = self._fit(draft.conversation())
+            self._require_room(fitted)
+            yield from self._tell(fitted, cancel)
+        return fitted
+
+    def _require_room(self, fitted: Fit) -> None:
+        """Raise `WindowFull` if turns would be left out, and are not to be."""
+        if fitted.n_turns and self.overflow == "stop":
+            n_ctx = self.engine.info.n_ctx
+            n_reserved = make_window(n_ctx, self.max_tokens).n_reserved
+            raise WindowFull(len(fitted.prompt.ids) + fitted.n_tokens, n_ctx, n_reserved)
+
+    def _tell(self, fitted: Fit, cancel: threading.Event) -> Iterator[SessionEvent]:
+        """What there is to say about the prompt."""
         yield from self._notices(fitted.prompt)
         if fitted.n_turns and not cancel.is_set():
+            n_prompt, n_ctx = len(fitted.prompt.ids), self.engine.info.n_ctx
             yield LeftOut(fitted.n_turns, fitted.n_tokens, n_prompt, n_ctx, fitted.cut is not None)
-        asked = self.record.begin(asked, sampling)
-        request = GenerationRequest(fitted.prompt.ids, sampling, self.max_tokens, cut=fitted.cut, grammar=self.grammar)
-        if (yield from self._generate(asked, fitted.prompt, request, cancel, leaves_out=fitted.n_turns > 0)):
-            self.left_out = fitted.left_out
 
     def _check_tags(self, conversation: Conversation) -> None:
         if self._strict_tags and (tags := self.template.tags_in(conversation, self.engine.tokenizer)):
@@ -445,19 +464,13 @@ class Session:
                 yield Notice(note)
 
     def _generate(
-        self,
-        asked: Conversation,
-        prompt: Prompt,
-        request: GenerationRequest,
-        cancel: threading.Event,
-        *,
-        leaves_out: bool,
-    ) -> Generator[SessionEvent, None, bool]:
-        """Stream an answer; return whether there is one."""
-        reader = self._reader(asked, prompt)
-        clock = _ThinkingClock()
-        halt = _AnyOf(cancel)
-        finished = False
+        self, draft: Draft, fitted: Fit, sampling: SamplingParams, cancel: threading.Event
+    ) -> Generator[SessionEvent, None, list[tuple[str, str]]]:
+        """Stream what the model writes next; return the calls of tools that it ends in: names and arguments."""
+        request = GenerationRequest(fitted.prompt.ids, sampling, self.max_tokens, cut=fitted.cut, grammar=self.grammar)
+        reader = self._reader(draft, fitted.prompt)
+        clock, halt = _ThinkingClock(), _AnyOf(cancel)
+        draft.finish_reason = "interrupted"
         try:
             for event in _until(self._stop_ids, self.engine.generate(request, halt), halt):
                 match event:
@@ -467,38 +480,47 @@ class Session:
                         clock.tick()
                         read = reader.feed(token_id, piece)
                         if any(read):
-                            self.record.write(reader.content, reader.reasoning)
+                            draft.content, draft.reasoning = reader.content, reader.reasoning
+                            self.record.write(draft.content, draft.reasoning)
                         yield from clock.events(read, is_over=not reader.is_thinking)
-                        if reader.stopped:
+                        if reader.is_over:
                             halt.set()
                     case End(finish_reason, stats):
-                        yield from clock.events(reader.finish(), is_over=True)
-                        reason: FinishReason = "stop" if reader.stopped else finish_reason
-                        is_read_again = leaves_out and not _is_shifted(request, stats)
-                        answer = Answer(reader.content, reason, stats, is_read_again, reader.reasoning)
-                        finished = self._finish(asked, answer)
-                        yield answer
-        except LlamachatError:
-            self._break_off(asked, reader, is_kept=self._goes_on(asked))
-            finished = True
-            raise
-        finally:
-            if not finished:
-                self._break_off(asked, reader)
-        return finished
+                        draft.finish_reason = "stop" if reader.is_over else finish_reason
+                        draft.is_rest_read_again |= fitted.n_turns > 0 and not _is_shifted(request, stats)
+                        draft.all_stats.append(stats)
+        finally:  # nothing that was held back is lost, whatever ended it
+            read, calls = reader.finish(draft.finish_reason)
+            draft.content, draft.reasoning = reader.content, reader.reasoning
+        yield from clock.events(read, is_over=True)
+        if reader.is_broken:
+            yield Notice("The model began to call a tool, but not in a form that can be read: it is shown as it is.")
+        return calls
 
-    def _reader(self, asked: Conversation, prompt: Prompt) -> AnswerReader:
-        last = asked.messages[-1]
-        begun = Message("assistant", "") if asked.awaits_answer else last
-        continues_text = begun.content or begun.reasoning or self.template.continues_text or self.grammar
+    def _reader(self, draft: Draft, prompt: Prompt) -> AnswerReader:
+        last = draft.conversation().messages[-1] if draft.is_begun else draft.asked.messages[-1]
+        continues_text = draft.content or draft.reasoning or self.template.continues_text or self.grammar
         return AnswerReader(
             None if self.grammar else self.template.reasoning,
             self.template.place_of(prompt, last),
             self._stop,
             self.engine.tokenizer.control_tokens,
             strip_space=self.engine.tokenizer.adds_space_prefix and not continues_text,
-            begun=begun,
+            begun=Message("assistant", draft.content, reasoning=draft.reasoning),
+            calls=self.template.calls if self.tools and self.toolbox else None,
         )
+
+    def _call(self, draft: Draft, calls: list[tuple[str, str]], cancel: threading.Event) -> Iterator[SessionEvent]:
+        """Run the tools that the model calls, one after the other."""
+        step = draft.begin_step(calls)
+        self.record.write_steps(draft.steps)
+        n_tokens = self.engine.info.n_ctx // _RESULT_SHARE // len(step.calls)
+        for call in step.calls:
+            yield ToolCalled(call)
+            result = use_tool(self.toolbox, call, cancel, self.engine.tokenizer, n_tokens)
+            draft.add_result(result)
+            self.record.write_steps(draft.steps)
+            yield ToolReturned(call, result)
 
     @property
     def _stop(self) -> tuple[str, ...]:
@@ -510,30 +532,34 @@ class Session:
         control = self.engine.tokenizer.control_tokens
         return {control[text] for text in self._stop if text in control}
 
-    def _break_off(self, asked: Conversation, reader: AnswerReader, *, is_kept: bool = False) -> None:
-        """There is no whole answer; what there is of it can stay in the conversation, as one that was interrupted."""
-        reader.finish()
-        key = self.record.give_up(reader.content, reader.reasoning)
-        self._pending = asked if asked.awaits_answer else None
-        if (reader.content or reader.reasoning) and is_kept:
-            self._grow(asked, reader.content, reader.reasoning, key)
+    def _break_off(self, draft: Draft, *, is_kept: bool = False) -> None:
+        """There is no whole answer; what there is of it can stay in the conversation, as one that was interrupted.
+
+        What tools have done cannot be undone, so then it does.
+        """
+        if len(draft.steps) > draft.n_before and draft.all_stats:
+            draft.finish_reason = "interrupted"
+            self._finish(draft, draft.answer())
+            return
+        key = self.record.give_up(draft.content, draft.reasoning)
+        self._pending = draft.asked if draft.asked.awaits_answer else None
+        if (draft.content or draft.reasoning) and is_kept:
+            self._grow(draft, key)
 
     def _goes_on(self, asked: Conversation) -> bool:
         """Whether the conversation as it stands is what was asked before this, rather than something it replaces."""
         return not asked.awaits_answer or asked.turns[:-1] == self.conversation.turns
 
-    def _finish(self, asked: Conversation, answer: Answer) -> bool:
+    def _finish(self, draft: Draft, answer: Answer) -> bool:
         """Let the conversation grow; False if there was no answer to let it grow by."""
-        if not (answer.content or answer.reasoning) and answer.finish_reason == "interrupted":
+        if not (answer.content or answer.reasoning or answer.steps) and answer.finish_reason == "interrupted":
             return False
-        self._grow(asked, answer.content, answer.reasoning, self.record.finish(answer))
+        self._grow(draft, self.record.finish(answer))
         return True
 
-    def _grow(self, asked: Conversation, content: str, reasoning: str, key: int | None) -> None:
+    def _grow(self, draft: Draft, key: int | None) -> None:
         self._pending = None
-        question = asked if asked.awaits_answer else replace(asked, messages=asked.messages[:-1])
-        message = Message("assistant", content, reasoning=reasoning, key=key)
-        self.conversation = replace(question, messages=(*question.messages, message))
+        self.conversation = draft.conversation(key)
 
 
 def _until(stop_ids: Collection[int], events: Iterator[Event], halt: threading.Event) -> Iterator[Event]:

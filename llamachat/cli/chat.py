@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,6 +13,9 @@ from llamachat.cli.chat_options import ChatArguments, chat_options
 from llamachat.cli.options import taking
 from llamachat.cli.output import out
 from llamachat.cli.question import Question, read_question
+
+if TYPE_CHECKING:
+    from llamachat.cli.opening import ChatOptions
 
 
 @taking(ChatArguments)
@@ -28,10 +33,13 @@ def chat(arguments: ChatArguments) -> None:
       llamachat chat -f report.txt -p "Who is named here?" --json-schema people.json
       llamachat chat llama-2-7b-chat --adapter my-lora.gguf:0.8
       llamachat chat codellama-7b --infill before.py after.py
+      llamachat chat qwen2.5-1.5b-instruct --tools my_functions.py
       llamachat chat llama-2-7b-chat --adapter ORG/REPO              (pulled before)
     """
     if arguments.infill and (arguments.prompt or arguments.files or arguments.resume is not None):
         raise typer.BadParameter("--infill takes all its text from its two files: leave out -p, -f and --resume.")
+    if arguments.tools and arguments.infill:
+        raise typer.BadParameter("--infill has no conversation in which tools could be called: leave out --tools.")
     if arguments.resume is not None and (arguments.system is not None or arguments.examples):
         raise typer.BadParameter("--resume goes on with what was said: leave out --system and --examples.")
     question = Question("") if arguments.infill else read_question(arguments.prompt, arguments.files or [])
@@ -41,6 +49,13 @@ def chat(arguments: ChatArguments) -> None:
     if arguments.plain:
         os.environ["TERM"] = "dumb"  # understood by all that draws here: no colour, nothing that moves
     save = not (arguments.no_save or arguments.infill)  # there is no conversation in filling a gap
+    from llamachat.cli.tools import open_toolbox
+
+    with open_toolbox(arguments.tools or [], is_asked=question is None, yes=arguments.yes_tools) as toolbox:
+        _talk(arguments, replace(options, toolbox=toolbox), question, save=save)
+
+
+def _talk(arguments: ChatArguments, options: ChatOptions, question: Question | None, *, save: bool) -> None:
     if question is None:
         from llamachat.cli.terminal.screen import open_screen
 

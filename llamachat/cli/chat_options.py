@@ -111,6 +111,13 @@ class ChatArguments:
         list[str] | None,
         typer.Option(metavar="NAME|PATH[:SCALE]", help="Adapter (LoRA) pulled with the model, or a file; repeatable."),
     ] = None
+    tools: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE.py", help="Let the model call the file's functions; each call is asked about."),
+    ] = None
+    yes_tools: Annotated[bool, typer.Option("--yes-tools", help="Run the calls without asking; needed with -p.")] = (
+        False
+    )
     stats: Annotated[bool, typer.Option("--stats", help="Tell speed and tokens after each answer.")] = False
     no_save: Annotated[bool, typer.Option("--no-save", help="Keep nothing of this conversation.")] = False
     plain: Annotated[bool, typer.Option("--plain", help="No colour, no line editing.")] = False
@@ -156,6 +163,8 @@ def _grammar(arguments: ChatArguments) -> str | None:
     schema, grammar = arguments.json_schema, arguments.grammar
     if schema and grammar:
         raise typer.BadParameter("--json-schema and --grammar say two things about one answer: give one of them.")
+    if arguments.tools and (schema or grammar):
+        raise typer.BadParameter("--tools needs answers that no grammar holds: leave out one of them.")
     if arguments.stop and (schema or grammar):
         raise typer.BadParameter("--stop could cut an answer that a grammar is to complete: leave it out.")
     if schema:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
+from llamachat.chat.events import Answer, LeftOut, Thought, ToolCalled, ToolReturned
 from llamachat.chat.history import StoredSession
 from llamachat.chat.history.titles import make_title
-from llamachat.chat.session import Answer, LeftOut, Session, Thought
+from llamachat.chat.session import Session
 from llamachat.cli.format import count
+
+_RESULT_LINES = 3
+_RESULT_COLUMNS = 200
 
 
 def describe_left_out(left_out: LeftOut) -> str:
@@ -40,6 +44,16 @@ def describe_read_again(answer: Answer) -> str | None:
     if not (answer.is_rest_read_again and is_read):
         return None
     return f"(The rest took {stats.prefill_s:.1f} s to read: {count(stats.n_evaluated, 'token')})"
+
+
+def describe_tool(event: ToolCalled | ToolReturned) -> str:
+    """A call with all its arguments, or the beginning of its result."""
+    if isinstance(event, ToolCalled):
+        return f"→ {event.call}"
+    lines = str(event.result).splitlines() or [""]
+    shown = [make_title(line, _RESULT_COLUMNS) for line in lines[:_RESULT_LINES]]
+    more = [f"  … ({count(len(lines) - len(shown), 'more line')})"] if len(lines) > len(shown) else []
+    return "\n".join([f"← {shown[0]}", *(f"  {line}" for line in shown[1:]), *more])
 
 
 def describe_resumed(stored: StoredSession) -> str:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-
-from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
-from llamachat.chat.session import Answer, LeftOut, Notice, ReasoningPiece, TextPiece, Thought
-from llamachat.cli.describing import describe_compaction, describe_left_out, describe_read_again
+from llamachat.chat.events import Answer
+from llamachat.cli.describing import describe_read_again
 from llamachat.cli.opening import OpenChat
 from llamachat.cli.output import out
 from llamachat.cli.question import Question
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
-from llamachat.cli.terminal.thoughts import ThoughtsView
-from llamachat.cli.terminal.view import open_view
+from llamachat.cli.terminal.showing import Showing
 from llamachat.engine.base import Tokenizer
 from llamachat.errors import PromptTooLong
 
@@ -22,11 +18,13 @@ def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: b
     if question.sources:
         out.note(_describe_sources(question, opened.session.engine.tokenizer))
     try:
-        with cancel_on_interrupt() as cancel:
-            answer = _stream(opened, question.text, cancel, silent=as_json)
+        showing = Showing(shows_thoughts=opened.shows_thoughts, shows_text=not as_json)
+        with cancel_on_interrupt() as cancel, showing:
+            answer = showing.show_all(opened.session.send(question.text, cancel))
     except PromptTooLong as error:
         error.next_step = opened.window_advice(error)
         raise
+    assert answer is not None  # only /compact ends without one
     if as_json:
         out.json(_as_json(opened, answer))
     if opened.session.grammar and answer.finish_reason == "length":
@@ -47,25 +45,6 @@ def _describe_sources(question: Question, tokenizer: Tokenizer) -> str:
     return " · ".join(f"{name}: {len(tokenizer.tokenize(text)):,} tokens" for name, text in question.sources)
 
 
-def _stream(opened: OpenChat, question: str, cancel: threading.Event, *, silent: bool) -> Answer:
-    with open_view() as view, ThoughtsView(shown=opened.shows_thoughts) as thoughts:
-        for event in opened.session.send(question, cancel):
-            match event:
-                case Notice(note):
-                    out.warning(note)
-                case LeftOut():
-                    out.warning(describe_left_out(event))
-                case ReasoningPiece() | Thought() if not silent:
-                    thoughts.feed(event)
-                case Compacting() | Compacted() | NotCompacted():
-                    out.note(describe_compaction(event))
-                case TextPiece(text) if not silent:
-                    view.feed(text)
-                case Answer():
-                    return event  # the view ends the line
-    raise AssertionError("a session ends every turn with an Answer")
-
-
 def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
     stats = answer.stats
     return {
@@ -73,6 +52,7 @@ def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
         "content": answer.content,
         **({"reasoning": answer.reasoning} if answer.reasoning else {}),
         "finish_reason": answer.finish_reason,
+        **({"tool_calls": _tool_calls(answer)} if opened.session.tools or answer.steps else {}),
         "prompt_tokens": stats.n_prompt,
         "completion_tokens": stats.n_generated,
         "session": opened.record.session_id if opened.record else None,
@@ -83,3 +63,11 @@ def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
             "generation_tps": round(stats.generation_tps, 3),
         },
     }
+
+
+def _tool_calls(answer: Answer) -> list[dict[str, object]]:
+    return [
+        {"name": call.name, "arguments": call.parsed(), "result": result.text, "is_error": result.is_error}
+        for step in answer.steps
+        for call, result in step.outcomes
+    ]

@@ -9,18 +9,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from llamachat.chat.events import Answer
 from llamachat.chat.history import History, SessionFacts, StoredSession
 from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
-from llamachat.chat.session import Answer, Overflow, Session
+from llamachat.chat.session import Overflow, Session
 from llamachat.chat.templates import ASKED_FOR, Infill, TemplateChoice, choose_template
+from llamachat.chat.tools.use import Toolbox
 from llamachat.cli.describing import describe_unmet
 from llamachat.cli.format import size
 from llamachat.cli.loading import Meanwhile, load_with_adapters
 from llamachat.cli.output import out
 from llamachat.engine.base import Engine, EngineOptions, KvType, LoraAdapter, RopeScaling
 from llamachat.engine.sampling import SamplingParams, recommended
-from llamachat.errors import HistoryFailed, LlamachatError, PromptTooLong
+from llamachat.errors import HistoryFailed, LlamachatError, NoToolCalls, PromptTooLong
 from llamachat.models.memory import kv_bytes_per_token, read_shape
 from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
@@ -50,6 +52,7 @@ class ChatOptions:
     examples: Sequence[Message] = ()
     infill: tuple[str, str] | None = None
     """The texts before and after a gap to fill; there is no conversation then."""
+    toolbox: Toolbox | None = None
 
 
 @dataclass
@@ -82,6 +85,8 @@ class OpenChat:
         try:
             choice = _choose_template(model, engine, changed)
             sampling = _sampling(model, choice, engine.info.metadata, changed)
+            if self.session.tools and choice.template.calls is None:
+                raise NoToolCalls(choice.template.name)
             if self.session.conversation.messages:
                 choice.template.render(self.session.conversation, engine.tokenizer)  # which some templates refuse
         except LlamachatError:
@@ -304,6 +309,7 @@ def _open_session(stored: StoredModel, options: ChatOptions, meanwhile: Meanwhil
             strict_tags=options.strict_tags,
             examples=options.examples,
             thinking=_THINKING[options.reasoning],
+            toolbox=options.toolbox,
         )
     except LlamachatError:
         engine.close()

@@ -122,6 +122,10 @@ class Output:
         self._say(f"Error: {sentence}", "bold red")
         self._say(f"Next: {next_step}", "default")
 
+    def question(self, text: str, *, end: str = " ") -> None:
+        """Something that a key is to be pressed for; its echo goes on in the same line."""
+        self._say(text, "bold", end=end)
+
     @contextmanager
     def status(self, text: str) -> Iterator[Callable[[str], None]]:
         """Show that something is going on, on a terminal only; the value changes the words."""
@@ -133,10 +137,10 @@ class Output:
         with self.talk.status(Text(visible(text))) as status:
             yield lambda changed: status.update(Text(visible(changed)))
 
-    def _say(self, text: str, style: str) -> None:
+    def _say(self, text: str, style: str, *, end: str = "\n") -> None:
         from rich.text import Text
 
-        self.talk.print(Text(visible(text), style=style))
+        self.talk.print(Text(visible(text), style=style), end=end)
 
 
 def _columns_that_fit(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:

@@ -96,6 +96,7 @@ def show(session: Annotated[str, _ID] = "last", as_json: Annotated[bool, _JSON] 
     """
     from llamachat.chat.export import other_branches
     from llamachat.chat.history.document import to_document
+    from llamachat.chat.tools.values import describe_steps
 
     with _found(session) as (history, id_):
         tree = history.load(id_).tree
@@ -106,6 +107,8 @@ def show(session: Annotated[str, _ID] = "last", as_json: Annotated[bool, _JSON] 
     out.text(f"{tree.facts.model} · template {tree.facts.template} · {moment(tree.created)} to {moment(tree.updated)}")
     for stored in tree.path(tree.head):
         out.text(f"\n{_speaker(stored)}:")
+        for text in describe_steps(stored.message.steps):
+            out.text(text)
         if stored.message.reasoning:
             out.faint(indent(f"Thoughts:\n{stored.message.reasoning.strip()}", "  "))
         out.text(f"{stored.message.content}{' (interrupted)' if stored.is_cut_short else ''}")

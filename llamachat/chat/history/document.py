@@ -2,11 +2,12 @@
 
     {"format": "llamachat conversation", "version": 1, "title", "created", "updated", "facts": {…}, "head": id | null,
      "messages": [{"id", "parent", "role", "content", "is_pinned", "n_summarized", "created",
-                   "finish_reason", "facts", "seed", "stats"}, …]}
+                   "finish_reason", "facts", "seed", "stats", "steps"}, …]}
 
-An answer with thoughts before it has "reasoning" as well. Parents come before their children. `facts` of an answer
-are null where it was made with the session's. `n_summarized`, and `options` in `facts`, may be missing, as they are in
-older documents.
+An answer with thoughts before it has "reasoning" as well. `steps` are there where tools were called: [{"text",
+"reasoning", "calls": [{"name", "arguments", "id"}, …], "results": [{"text", "is_error"}, …]}, …]. Parents come before
+their children. `facts` of an answer are null where it was made with the session's. `n_summarized`, and `options` in
+`facts`, may be missing, as they are in older documents.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TypeVar, get_args
 from llamachat.chat.history.titles import make_title
 from llamachat.chat.history.values import FOLLOWS, SessionFacts, SessionTree, StoredMessage
 from llamachat.chat.message import Message, Role
+from llamachat.chat.tools.values import ToolStep, steps_from_json, steps_to_json
 from llamachat.engine.base import FinishReason, GenerationStats
 
 FORMAT = "llamachat conversation"
@@ -71,6 +73,7 @@ def _message_to_json(stored: StoredMessage, ids: Mapping[int, int], facts: Sessi
         "facts": _facts_to_json(stored.facts) if stored.facts not in (None, facts) else None,
         "seed": stored.seed,
         "stats": asdict(stored.stats) if stored.stats else None,
+        **({"steps": steps_to_json(stored.message.steps)} if stored.message.steps else {}),
     }
 
 
@@ -127,12 +130,19 @@ def _message(entry: Mapping[str, Any], where: str, facts: SessionFacts) -> Store
     reasoning = _take(entry.get("reasoning", ""), _is_text, f"{where}: reasoning")
     return replace(
         stored,
-        message=replace(stored.message, reasoning=reasoning),
+        message=replace(stored.message, reasoning=reasoning, steps=_steps(entry.get("steps", []), f"{where}: steps")),
         finish_reason=_take(entry.get("finish_reason"), _optional(_is_finish_reason), f"{where}: finish_reason"),
         facts=_facts(own, f"{where}: facts") if own is not None else facts,
         seed=_take(entry.get("seed"), _optional(_is_count), f"{where}: seed"),
         stats=_stats(stats, f"{where}: stats") if stats is not None else None,
     )
+
+
+def _steps(value: object, where: str) -> tuple[ToolStep, ...]:
+    try:
+        return steps_from_json(value)
+    except (ValueError, RecursionError):
+        return _take(None, bool, where)  # type: ignore[no-any-return]
 
 
 def _facts(value: object, where: str) -> SessionFacts:

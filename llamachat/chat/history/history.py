@@ -21,6 +21,7 @@ from llamachat.chat.history.rows import (
     read_facts,
     read_message,
     stats_row,
+    steps_row,
 )
 from llamachat.chat.history.search import check_index, drop_index, find_messages, has_index, split_words, update_index
 from llamachat.chat.history.titles import make_title, one_line
@@ -34,6 +35,7 @@ from llamachat.chat.history.values import (
     StoredSession,
 )
 from llamachat.chat.message import Message
+from llamachat.chat.tools.values import ToolStep
 from llamachat.engine.base import FinishReason, GenerationStats
 from llamachat.errors import BadConversation, HistoryFailed, UnknownSession
 
@@ -129,10 +131,11 @@ class History:
         finish_reason: FinishReason | None = None,
         stats: GenerationStats | None = None,
         seed: int | None = None,
+        steps: tuple[ToolStep, ...] | None = None,
     ) -> None:
         """Store an answer as far as it is there. Without a finish reason it is still being written.
 
-        `stats` and `seed` are kept as they were where None.
+        `stats`, `seed` and `steps` are kept as they were where None.
         """
         names = ["content", "reasoning", "finish_reason"]
         values: list[Any] = [_storable(content), _storable(reasoning), finish_reason]
@@ -142,6 +145,9 @@ class History:
         if seed is not None:
             names.append("seed")
             values.append(_seed(seed))
+        if steps is not None:
+            names.append("steps")
+            values.append(steps_row(steps))
         with self._database.writing() as connection:
             settings = ", ".join(f"{name} = ?" for name in names)
             self._change_one(
@@ -352,8 +358,10 @@ def _insert_messages(connection: sqlite3.Connection, session: int, tree: Session
 
 def _insert_stored(connection: sqlite3.Connection, session: int, stored: StoredMessage, facts: int | None) -> int:
     message = stored.message
-    columns = "session, parent, role, content, reasoning, is_pinned, n_summarized, created, finish_reason, facts, seed"
-    texts = (_storable(message.content), _storable(message.reasoning))
+    columns = (
+        "session, parent, role, content, reasoning, steps, is_pinned, n_summarized, created, finish_reason, facts, seed"
+    )
+    texts = (_storable(message.content), _storable(message.reasoning), steps_row(message.steps))
     said = (session, stored.parent, message.role, *texts, message.is_pinned, message.n_summarized)
     about = (stored.created, stored.finish_reason, facts, stored.seed, *stats_row(stored.stats))
     return _insert(connection, "message", f"{columns}, {STATS_COLUMNS}", (*said, *about))

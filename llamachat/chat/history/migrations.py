@@ -89,13 +89,17 @@ _SUMMARIES_AND_OPTIONS = (
     "ALTER TABLE facts ADD COLUMN options TEXT NOT NULL DEFAULT '{}' CHECK (typeof(options) = 'text')",
 )
 
+_STEPS_OF_ANSWERS = ("ALTER TABLE message ADD COLUMN steps TEXT CHECK (typeof(steps) IN ('text', 'null'))",)
+"""Calls of tools, as JSON."""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _SESSIONS_AND_MESSAGES,
     _WHAT_TO_INDEX,
     _REASONING,
     _SUMMARIES_AND_OPTIONS,
+    _STEPS_OF_ANSWERS,
 )
-NEW_TABLES: tuple[tuple[str, ...], ...] = (("session", "facts", "message"), ("to_index",), (), ())
+NEW_TABLES: tuple[tuple[str, ...], ...] = (("session", "facts", "message"), ("to_index",), (), (), ())
 """The tables that each version adds."""
 
 

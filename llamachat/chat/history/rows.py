@@ -7,12 +7,13 @@ from typing import Any
 
 from llamachat.chat.history.values import SessionFacts, StoredMessage
 from llamachat.chat.message import Message
+from llamachat.chat.tools.values import ToolStep, steps_from_json, steps_to_json
 from llamachat.engine.base import GenerationStats
 
 FACTS_COLUMNS = "model, model_sha256, template, sampling, n_ctx, adapters, options"
 STATS_COLUMNS = "n_prompt, n_reused, n_generated, prefill_s, ttft_s, decode_s"
 MESSAGE_COLUMNS = (
-    "key, parent, role, content, reasoning, is_pinned, created, n_summarized, finish_reason, facts, seed, "
+    "key, parent, role, content, reasoning, steps, is_pinned, created, n_summarized, finish_reason, facts, seed, "
     f"{STATS_COLUMNS}"
 )
 
@@ -41,15 +42,32 @@ def stats_row(stats: GenerationStats | None) -> tuple[int | float | None, ...]:
     return (stats.n_prompt, stats.n_reused, stats.n_generated, stats.prefill_s, stats.ttft_s, stats.decode_s)
 
 
+def steps_row(steps: tuple[ToolStep, ...]) -> str | None:
+    """One column; None where no tool was called."""
+    return json.dumps(steps_to_json(steps)) if steps else None
+
+
+def _read_steps(column: str | None) -> tuple[ToolStep, ...]:
+    return steps_from_json(json.loads(column)) if column is not None else ()
+
+
 def read_message(row: tuple[Any, ...], facts: dict[int, SessionFacts]) -> StoredMessage:
     """A row of `MESSAGE_COLUMNS`; `facts` by id."""
-    key, parent, role, content, reasoning, is_pinned, created, n_summarized, finish_reason, facts_id, seed, *stats = row
+    key, parent, role, content, reasoning, steps, is_pinned, *about = row
+    created, n_summarized, finish_reason, facts_id, seed, *stats = about
+    message = Message(
+        role,
+        content,
+        is_pinned=bool(is_pinned),
+        reasoning=reasoning,
+        key=key,
+        n_summarized=n_summarized,
+        steps=_read_steps(steps),
+    )
     return StoredMessage(
         key=key,
         parent=parent,
-        message=Message(
-            role, content, is_pinned=bool(is_pinned), reasoning=reasoning, key=key, n_summarized=n_summarized
-        ),
+        message=message,
         created=created,
         finish_reason=finish_reason,
         facts=facts.get(facts_id),

@@ -59,9 +59,8 @@ class StoredMessage:
 
     @property
     def is_no_answer(self) -> bool:
-        """Whether this answer broke off before its first word, and the first thought."""
-        is_empty = not (self.message.content or self.message.reasoning)
-        return self.message.role == "assistant" and is_empty and self.is_cut_short
+        """Whether this answer broke off before its first word, the first thought, and any call of a tool."""
+        return self.is_cut_short and not (self.message.content or self.message.reasoning or self.message.steps)
 
     @property
     def is_cut_short(self) -> bool:

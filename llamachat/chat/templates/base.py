@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.prompt import Content, Marker, Part, Prompt, Text, assemble
 from llamachat.chat.reasoning import Place, ReasoningTags
 from llamachat.chat.spelling import find_tags
+from llamachat.chat.tools.calls import CallFormat
+from llamachat.chat.tools.values import ToolStep
 from llamachat.engine.base import Tokenizer
 from llamachat.errors import BadConversation
 
@@ -36,6 +38,8 @@ class PromptTemplate(ABC):
     """How that switch is set; None leaves it as the template has it by itself."""
     answers_at_once = False
     """Whether an answer is to begin without thoughts: those that a prompt begins are ended in it, too."""
+    calls: CallFormat | None = None
+    """How the family writes calls of tools; None: it was not trained to."""
 
     def __init__(self) -> None:
         self._began = datetime.now()
@@ -60,7 +64,12 @@ class PromptTemplate(ABC):
         """
         if not conversation.messages:
             raise BadConversation("There is nothing to answer.", "Begin the conversation with a user message.")
-        return assemble(self._all_parts(conversation, tokenizer), tokenizer, self.tags)
+        if not conversation.has_tools:
+            return assemble(self._all_parts(conversation, tokenizer), tokenizer, self.tags)
+        if self.calls is None:
+            prompt = assemble(self._all_parts(conversation.without_steps(), tokenizer), tokenizer, self.tags)
+            return replace(prompt, notes=(*prompt.notes, _NO_STEPS))
+        return assemble(self._all_parts(conversation, tokenizer), tokenizer, (*self.tags, *self.calls.tags))
 
     def place_of(self, prompt: Prompt, last: Message) -> Place:
         """Where what the model writes after `prompt` goes on; `last` is the conversation's last message."""
@@ -78,7 +87,8 @@ class PromptTemplate(ABC):
         if tags and last.role == "assistant" and last.reasoning:
             thinking = copy(self)
             thinking.thinking = True if self.can_switch_thinking else None
-            asked = replace(conversation, messages=conversation.messages[:-1])
+            begun = (replace(last, content="", reasoning=""),) if last.steps else ()
+            asked = replace(conversation, messages=(*conversation.messages[:-1], *begun))
             parts = list(thinking.parts(asked, tokenizer))
             begin = [] if _opens(parts, tags) else [_tag(tags.start, tokenizer), Text("\n")]
             end = [Text("\n"), _tag(tags.end, tokenizer), Text("\n\n"), Content(last.content)] if last.content else []
@@ -112,6 +122,9 @@ def _tag(text: str, tokenizer: Tokenizer) -> Part:
     return Marker(text) if text in tokenizer.control_tokens else Text(text)
 
 
+_NO_STEPS = "The prompt format of this model has no place for calls of tools: it sees only the words of such answers."
+
+
 @dataclass(frozen=True)
 class Turn:
     """A question and, unless it is still to come, its answer."""
@@ -120,17 +133,21 @@ class Turn:
     answer: str | None
     is_finished: bool
     """Whether another turn follows; only then is the answer ended by a marker."""
+    steps: tuple[ToolStep, ...] = ()
 
 
 def turns_of(conversation: Conversation) -> Iterator[Turn]:
     """The conversation as questions and answers."""
     last = len(conversation.turns) - 1
     for i, (question, *answer) in enumerate(conversation.turns):
-        yield Turn(question.content, answer[0].content if answer else None, i < last)
+        steps = answer[0].steps if answer else ()
+        yield Turn(question.content, answer[0].content if answer else None, i < last, steps)
 
 
-def messages_of(conversation: Conversation, default_system: str | None = None) -> list[dict[str, str]]:
+def messages_of(
+    conversation: Conversation, default_system: str | None = None, *, is_single: bool = False
+) -> list[dict[str, Any]]:
     """The messages with the system prompt first: the conversation's or else the family's."""
     if conversation.system is None and default_system is not None:
-        conversation = Conversation(default_system, conversation.messages)
-    return conversation.all_messages()
+        conversation = replace(conversation, system=default_system)
+    return conversation.all_messages(is_single=is_single)

@@ -13,6 +13,7 @@ from llamachat.chat.templates.base import PromptTemplate
 from llamachat.chat.templates.code_llama import CodeLlama70b
 from llamachat.chat.templates.llama2 import Llama2
 from llamachat.chat.templates.plain_text import Alpaca, Llama2Chinese, Vicuna, Zephyr
+from llamachat.chat.tools.calls import format_in
 from llamachat.engine.base import Tokenizer
 
 _PLAIN_TEXT_FAMILIES: tuple[type[PromptTemplate], ...] = (Llama2, CodeLlama70b, Vicuna, Alpaca, Llama2Chinese, Zephyr)
@@ -42,6 +43,7 @@ class Jinja(PromptTemplate):
         """Raise `TemplateFailed` if it does not compile."""
         super().__init__()
         self.tags = tuple(tag for tag in _TAGS if tag in source)
+        self.calls = format_in(source)
         self._renderer = JinjaRenderer(source, self.tags)
         self.reasoning = next((tags for tags in _REASONING_TAGS if tags.end in source), None)
         self.can_switch_thinking = self.reasoning is not None and _SWITCH in source
@@ -53,8 +55,14 @@ class Jinja(PromptTemplate):
 
     def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
         """See `PromptTemplate`. A BOS the template does not write is added if the model expects one."""
-        switches = {_SWITCH: self.thinking} if self.thinking is not None else {}
-        parts = self._renderer.parts(conversation.all_messages(), tokenizer, switches)
+        is_single = self.calls is not None and self.calls.is_single
+        parts = self._renderer.parts(
+            conversation.all_messages(is_single=is_single),
+            tokenizer,
+            tools=[tool.as_json() for tool in conversation.tools] or None,
+            tags=self.calls.tags if self.calls and conversation.has_tools else (),
+            switches={_SWITCH: self.thinking} if self.thinking is not None else {},
+        )
         first = next((part for part in parts if not (isinstance(part, Text) and part.text.isspace())), None)
         has_bos = isinstance(first, Marker) and tokenizer.control_tokens.get(first.text) == tokenizer.bos_id
         if tokenizer.adds_bos and not has_bos:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from llamachat.chat.message import Conversation
 from llamachat.chat.prompt import Border, Content, Marker, Part, Text, TokenId
 from llamachat.chat.templates.base import PromptTemplate, turns_of
+from llamachat.chat.tools.calls import MISTRAL
+from llamachat.chat.tools.values import ToolStep, write_json
 from llamachat.engine.base import Tokenizer
 
 
@@ -47,21 +50,45 @@ class MistralV03(_Mistral):
     """Mistral Instruct v0.3: control tokens around a message, without blanks.
 
     Source: `InstructTokenizerV3` of mistral-common. The system prompt stands inside the *last* user message, so it
-    moves with every turn; blanks at the end of an answer go.
+    moves with every turn, as do tools; blanks at the end of an answer go, and words before calls.
     """
 
     name = "mistral-instruct-v0.3"
+    calls = MISTRAL
 
     def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
         """See `PromptTemplate`."""
         yield TokenId(tokenizer.bos_id)
         for turn in turns_of(conversation):
+            if conversation.tools and not turn.is_finished:
+                yield Marker("[AVAILABLE_TOOLS]")
+                yield Content(write_json([tool.as_json() for tool in conversation.tools]))
+                yield Marker("[/AVAILABLE_TOOLS]")
             yield Marker("[INST]")
             yield from _with_system(turn.question, None if turn.is_finished else conversation.system)
             yield Marker("[/INST]")
+            for step in turn.steps:
+                yield from _step(step, tokenizer)
             yield Content((turn.answer or "").rstrip(" "))
             if turn.is_finished:
                 yield TokenId(tokenizer.eos_id)
+
+
+def _step(step: ToolStep, tokenizer: Tokenizer) -> Iterator[Part]:
+    yield Marker("[TOOL_CALLS]")
+    yield Content(write_json([{"name": call.name, "arguments": call.parsed(), "id": call.id} for call in step.calls]))
+    yield TokenId(tokenizer.eos_id)
+    for call, result in step.outcomes:
+        yield Marker("[TOOL_RESULTS]")
+        yield Content(write_json({"content": _json_or_text(str(result)), "call_id": call.id}))
+        yield Marker("[/TOOL_RESULTS]")
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _with_system(question: str, system: str | None) -> Iterator[Part]:

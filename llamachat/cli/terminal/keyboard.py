@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 import termios
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+_POLL_S = 0.05
+_MANY_KEYS = 4096
 _INPUT, _LOCAL = 0, 3  # places in termios.tcgetattr's list
 _MARK_PASTES, _LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 _SANE = f"{_LEAVE_PASTES}\x1b[?7h\x1b[?25h\x1b[0m"  # lines wrap, the cursor shows, no style
@@ -44,6 +49,31 @@ def interrupt_allowed() -> Iterator[None]:
     finally:
         _write(_LEAVE_PASTES)
         termios.tcsetattr(sys.stdin, termios.TCSANOW, held)
+
+
+def read_key(keys: Collection[str], cancel: threading.Event) -> str:
+    """Wait for one of `keys`, in either case; return "" if `cancel` was set, or there is no more input.
+
+    What was typed before the question is no answer to it, and is lost. A paste or an arrow comes as several
+    characters at once, and is none.
+    """
+    before = termios.tcgetattr(sys.stdin)
+    asking = termios.tcgetattr(sys.stdin)
+    asking[_LOCAL] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, asking)
+    try:
+        while not cancel.is_set():
+            readable, _, _ = select.select([sys.stdin], [], [], _POLL_S)
+            if not readable:
+                continue
+            pressed = os.read(sys.stdin.fileno(), _MANY_KEYS)
+            if not pressed:
+                return ""
+            if (key := pressed.decode("ascii", "replace").lower()) in keys:
+                return key
+        return ""
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def _write(sequence: str) -> None:

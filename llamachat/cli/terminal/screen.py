@@ -8,21 +8,23 @@ from collections.abc import Iterator
 from shutil import get_terminal_size
 from textwrap import fill
 
-from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
-from llamachat.chat.session import Answer, LeftOut, Notice, ReasoningPiece, SessionEvent, TextPiece, Thought
+from llamachat.chat.events import (
+    Answer,
+    SessionEvent,
+)
 from llamachat.cli.context import keeping_context, restore_context
-from llamachat.cli.describing import describe_compaction, describe_left_out, describe_read_again, describe_resumed
+from llamachat.cli.describing import (
+    describe_read_again,
+    describe_resumed,
+)
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.output import out
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
 from llamachat.cli.terminal.commands.keep import session_words
 from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
-from llamachat.cli.terminal.notice import PrefillNotice
 from llamachat.cli.terminal.reader import Reader, open_reader
-from llamachat.cli.terminal.thoughts import ThoughtsView
+from llamachat.cli.terminal.showing import Showing
 from llamachat.cli.terminal.toolbar import Toolbar
-from llamachat.cli.terminal.view import open_view
-from llamachat.engine.base import Prefill
 from llamachat.errors import LlamachatError, PromptTooLong
 
 
@@ -132,42 +134,18 @@ def _next_line(reader: Reader, toolbar: Toolbar, *, interrupted: bool) -> str | 
 
 def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
     """Stream one answer and an empty line; return whether it was interrupted. An error costs this turn only."""
-    shown = interrupted = False
     before = chat.session.conversation
+    showing = Showing(shows_thoughts=chat.shows_thoughts)
+    interrupted = False
     try:
-        with (
-            cancel_on_interrupt() as cancel,
-            open_view() as view,
-            ThoughtsView(shown=chat.shows_thoughts) as thoughts,
-            PrefillNotice() as notice,
-        ):
-            for event in answer(cancel):
-                match event:
-                    case Notice(note):
-                        out.warning(note)
-                    case LeftOut():
-                        out.note(describe_left_out(event))
-                    case Compacting() | Compacted() | NotCompacted():
-                        view.close()
-                        out.note(describe_compaction(event))
-                        interrupted = cancel.is_set()
-                    case Prefill(n_done, n_total):
-                        notice.update(n_done, n_total)
-                    case ReasoningPiece() | Thought():
-                        notice.close()
-                        thoughts.feed(event)
-                    case TextPiece(piece):
-                        notice.close()
-                        view.feed(piece)
-                        shown = True
-                    case Answer():
-                        notice.close()
-                        view.close()
-                        interrupted = event.finish_reason == "interrupted"
-                        _finish(chat, event, shown=shown, show_stats=show_stats)
+        with cancel_on_interrupt() as cancel, showing:
+            given = showing.show_all(answer(cancel))
+            interrupted = cancel.is_set() if given is None else given.finish_reason == "interrupted"
+            if given:
+                _finish(chat, given, shown=showing.is_begun, show_stats=show_stats)
     except LlamachatError as error:
         out.error(str(error), chat.window_advice(error) if isinstance(error, PromptTooLong) else error.next_step)
-        if shown and chat.session.conversation != before:
+        if showing.is_begun and chat.session.conversation != before:
             out.note("(what there is of the answer is kept; /continue goes on)")
     out.text("")
     return interrupted

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
-from llamachat.chat.session import ReasoningPiece, Thought
+from llamachat.chat.events import ReasoningPiece, Thought
 from llamachat.cli.describing import describe_thought
 from llamachat.cli.format import count
 from llamachat.cli.output import out

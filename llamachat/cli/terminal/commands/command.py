@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from llamachat.chat.session import SessionEvent
+from llamachat.chat.events import SessionEvent
 from llamachat.cli.opening import OpenChat
 from llamachat.errors import LlamachatError
 

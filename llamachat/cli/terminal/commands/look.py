@@ -21,10 +21,12 @@ def _context(chat: OpenChat, _argument: str) -> Reply:
     kept = places_shown(conversation, session.left_out)
     before = [_without_thoughts(turns[i]) for i in kept[:-1]] + [turns[i] for i in kept[-1:]]
     sizes = [_n_tokens(chat, conversation.with_turns(before[: n + 1])) for n in range(len(kept))]
-    first = before[0] if kept else (Message("user", ""),)
-    n_system = _n_tokens(chat, conversation.with_turns([first])) - _n_tokens(chat, Conversation(None, first))
-    lines = [f"system{n_system:>7,}"] if n_system else []
-    sizes = [n_system, *sizes]
+    first = conversation.with_turns([before[0] if kept else (Message("user", ""),)])
+    n_bare = _n_tokens(chat, replace(first, system=None, tools=()))
+    n_system = _n_tokens(chat, replace(first, tools=())) - n_bare
+    n_tools = _n_tokens(chat, first) - n_system - n_bare
+    lines = [f"{name}{n:>{13 - len(name)},}" for name, n in (("system", n_system), ("tools", n_tools)) if n]
+    sizes = [n_system + n_tools, *sizes]
     for i, turn in enumerate(turns):
         place = kept.index(i) if i in kept else None
         absent = "left out" if i in session.left_out else "summary"

@@ -8,6 +8,7 @@ from typing import get_args
 
 import typer
 
+from llamachat.chat.history.titles import make_title
 from llamachat.chat.session import Overflow
 from llamachat.cli.describing import describe_unmet
 from llamachat.cli.opening import OpenChat, Reasoning
@@ -31,6 +32,7 @@ _SAMPLING: dict[str, Limits] = {
 _MAX_TOKENS: Limits = (int, 1, 10_000_000)
 _CTX: Limits = (int, 256, 10_000_000)
 """Name → its type, the lowest and the highest value."""
+_ABOUT_COLUMNS = 60
 
 SAMPLING_NAMES = tuple(_SAMPLING)
 SETTINGS_NAMES = (*_SAMPLING, "max_tokens", "ctx", "overflow")
@@ -144,9 +146,26 @@ def _reasoning(chat: OpenChat, argument: str) -> Reply:
     return Reply(describe_unmet(chat.session, mode) or f"Thinking before answers: {_REASONING[mode]}.")
 
 
+def _tools(chat: OpenChat, argument: str) -> Reply:
+    session = chat.session
+    if session.toolbox is None:
+        raise BadCommand("There are no tools in this chat.", "Start it with --tools FILE.py, whose functions they are.")
+    if argument not in ("", "on", "off"):
+        raise BadCommand("/tools is on or off, or shows them.", "For example: /tools off")
+    if argument:
+        session.offer_tools(is_offered=argument == "on")
+    if not session.tools:
+        return Reply("Tools are off; /tools on lets the model call them again.")
+    lines = [f"{tool.name}({', '.join(tool.parameters['properties'])})" for tool in session.tools]
+    abouts = [make_title(tool.description, _ABOUT_COLUMNS) for tool in session.tools]
+    width = max(map(len, lines)) + 2
+    return Reply("\n".join(f"{line:{width}}{about}".rstrip() for line, about in zip(lines, abouts, strict=True)))
+
+
 SETTINGS = (
     Command("set", "[NAME VALUE]", "show or change temperature, top_p, seed, max_tokens, ctx, overflow, …", _set),
     Command("model", "[NAME]", "go on with another model", _model),
     Command("reasoning", "[auto|on|off|hide]", "let the model think before it answers, or not, or unseen", _reasoning),
     Command("adapter", "[PATH[:SCALE]|off]", "go on with an adapter (LoRA), or without", _adapter),
+    Command("tools", "[on|off]", "show what the model may call, or let it, or not", _tools),
 )
