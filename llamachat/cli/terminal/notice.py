@@ -13,14 +13,21 @@ _WONDER_S = 0.5
 
 
 class PrefillNotice:
-    """A context around an answer. The notice appears on a terminal after a while, and is wiped by `close`."""
+    """A context around an answer. The notice appears on a terminal after a while, and is wiped by `close`.
+
+    After that, an `update` begins anew: what tools have told is read as well.
+    """
 
     def __init__(self) -> None:
         self._words = "Reading"
         self._lock = threading.Lock()
-        self._closed = False
         self._shown = ExitStack()
-        self._change: Callable[[str], None] = lambda _: None
+        self._change: Callable[[str], None]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._closed = False
+        self._change = lambda _: None
         self._timer = threading.Timer(_WONDER_S, self._show)
         self._timer.daemon = True
 
@@ -38,6 +45,9 @@ class PrefillNotice:
         with self._lock:
             self._words = f"Reading: {n_done:,} of {n_total:,} tokens"
             self._change(self._words)
+            if self._closed:
+                self._begin()
+                self._timer.start()
 
     def close(self) -> None:
         """Wipe the notice, or see that it never comes."""

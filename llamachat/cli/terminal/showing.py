@@ -89,8 +89,6 @@ class Showing:
         self._view.close()
         out.note(describe_tool(event))
         self.is_begun = True
-        if isinstance(event, ToolReturned):
-            self._notice = self._open.enter_context(PrefillNotice())
 
 
 _SHOW: dict[type, Callable[[Showing, Any], None]] = {
