@@ -350,8 +350,9 @@ class NoToolCalls(LlamachatError):
     """A model that was not trained to call tools, or in a form not known here."""
 
     def __init__(self, template: str) -> None:
+        whose = "The model's own chat template" if template == "jinja" else f"The prompt format {template}"
         super().__init__(
-            f"The prompt format {template} has no place for tools, so this model cannot call any.",
+            f"{whose} has no place for tools, or none in a form known here.",
             "Use one that was trained for it, such as qwen2.5-1.5b-instruct, llama-3.2-3b-instruct or "
             "mistral-7b-instruct-v0.3; in a chat, /tools off goes on without.",
         )

@@ -427,6 +427,7 @@ class Session:
         """Stream an answer, with as many calls of tools as the model makes; return what was in the window last."""
         while calls := (yield from self._generate(draft, fitted, sampling, cancel)):
             yield from self._call(draft, calls, cancel)
+            self.left_out = fitted.left_out
             if cancel.is_set():
                 draft.finish_reason = "interrupted"
                 break

@@ -38,6 +38,8 @@ def chat(arguments: ChatArguments) -> None:
     """
     if arguments.infill and (arguments.prompt or arguments.files or arguments.resume is not None):
         raise typer.BadParameter("--infill takes all its text from its two files: leave out -p, -f and --resume.")
+    if arguments.yes_tools and not arguments.tools:
+        raise typer.BadParameter("--yes-tools is about the functions of --tools FILE.py: give that, too.")
     if arguments.tools and arguments.infill:
         raise typer.BadParameter("--infill has no conversation in which tools could be called: leave out --tools.")
     if arguments.resume is not None and (arguments.system is not None or arguments.examples):

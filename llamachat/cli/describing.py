@@ -51,7 +51,7 @@ def describe_tool(event: ToolCalled | ToolReturned) -> str:
     if isinstance(event, ToolCalled):
         return f"→ {event.call}"
     lines = str(event.result).splitlines() or [""]
-    shown = [make_title(line, _RESULT_COLUMNS) for line in lines[:_RESULT_LINES]]
+    shown = [f"{line[:_RESULT_COLUMNS]}{'…' * (len(line) > _RESULT_COLUMNS)}" for line in lines[:_RESULT_LINES]]
     more = [f"  … ({count(len(lines) - len(shown), 'more line')})"] if len(lines) > len(shown) else []
     return "\n".join([f"← {shown[0]}", *(f"  {line}" for line in shown[1:]), *more])
 

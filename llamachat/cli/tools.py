@@ -94,8 +94,7 @@ class Approval:
             return None
         from llamachat.cli.terminal.keyboard import read_key
 
-        out.question("Run it? [y]es / [n]o / [a]lways this tool")
-        key = read_key(_WORDS, cancel)
+        key = read_key(lambda: out.question("Run it? [y]es / [n]o / [a]lways this tool"), _WORDS, cancel)
         out.question(_WORDS.get(key, "no"), end="\n")
         if key == "a":
             self._always.add(call.name)

@@ -7,7 +7,7 @@ import select
 import sys
 import termios
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 _POLL_S = 0.05
@@ -51,8 +51,8 @@ def interrupt_allowed() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, held)
 
 
-def read_key(keys: Collection[str], cancel: threading.Event) -> str:
-    """Wait for one of `keys`, in either case; return "" if `cancel` was set, or there is no more input.
+def read_key(ask: Callable[[], None], keys: Collection[str], cancel: threading.Event) -> str:
+    """Ask, and wait for one of `keys`, in either case; return "" if `cancel` was set, or there is no more input.
 
     What was typed before the question is no answer to it, and is lost. A paste or an arrow comes as several
     characters at once, and is none.
@@ -62,6 +62,7 @@ def read_key(keys: Collection[str], cancel: threading.Event) -> str:
     asking[_LOCAL] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, asking)
     try:
+        ask()
         while not cancel.is_set():
             readable, _, _ = select.select([sys.stdin], [], [], _POLL_S)
             if not readable:
