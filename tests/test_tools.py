@@ -171,6 +171,7 @@ WRITTEN: list[tuple[CallFormat, str, str, list[tuple[str, dict[str, Any]]]]] = [
     ),
     (HERMES, '<tool_call>{"name": "add", "arguments": "{\\"a\\": 2, \\"b\\": 3}"}</tool_call>', "", [ADD]),
     (HERMES, '<tool_call>{"name": "say", "arguments": {"text": "a\nb"}}</tool_call>', "", [("say", {"text": "a\nb"})]),
+    (HERMES, '<tool_call>{"name": "a\\ud800", "arguments": {"\\ud800": 1}}</tool_call>', "", [("a?", {"?": 1})]),
     (HERMES, "a <tool> b <tool_cal", "a <tool> b <tool_cal", []),
     (HERMES, '<tool_call>\n{"name": "add"}}\n</tool_call>', '<tool_call>\n{"name": "add"}}\n</tool_call>', []),
     (HERMES, "<tool_call>" + "[" * 5000, "<tool_call>" + "[" * 5000, []),

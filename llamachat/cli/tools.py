@@ -55,7 +55,8 @@ def open_toolbox(paths: Sequence[Path], *, is_asked: bool, yes: bool) -> Iterato
     with ExitStack() as open_files:
         processes: list[ToolProcess] = []
         for path in paths:
-            process = ToolProcess(path)
+            with out.status(f"Importing {path.name}"):
+                process = ToolProcess(path)
             open_files.callback(process.close)
             _check_names(process, processes)
             processes.append(process)

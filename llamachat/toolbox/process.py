@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llamachat.chat.tools.values import Tool, ToolCall, ToolResult
-from llamachat.errors import UnusableTools
+from llamachat.errors import UnusableTools, describe_os_error
 
 _POLL_S = 0.05
 _MAX_PRINTED = 4000
@@ -85,16 +85,21 @@ class ToolProcess:
         self._output, output_fd = os.pipe()
         self._received, self._is_silent = b"", False
         command = [sys.executable, "-I", "-u", "-c", _START.format(path=sys.path)]
-        self._process = subprocess.Popen(
-            [*command, str(self.path), str(requests_fd), str(replies_fd)],
-            stdin=subprocess.DEVNULL,
-            stdout=output_fd,
-            stderr=output_fd,
-            pass_fds=(requests_fd, replies_fd),
-            start_new_session=True,  # no terminal, and Ctrl-C is for the program
-        )
-        for descriptor in (requests_fd, replies_fd, output_fd):
-            os.close(descriptor)
+        try:
+            self._process = subprocess.Popen(
+                [*command, str(self.path), str(requests_fd), str(replies_fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=output_fd,
+                stderr=output_fd,
+                pass_fds=(requests_fd, replies_fd),
+                start_new_session=True,  # no terminal, and Ctrl-C is for the program
+            )
+        except OSError as error:
+            problem = f"no process could be started for it ({describe_os_error(error)})."
+            raise UnusableTools(self.path, problem, "Try again when there is room.") from error
+        finally:
+            for descriptor in (requests_fd, replies_fd, output_fd):
+                os.close(descriptor)
         try:
             reply = self._receive(is_cancelled)
         except _Ended as error:

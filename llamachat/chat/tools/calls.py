@@ -172,7 +172,13 @@ class CallReader:
         except ValueError:
             self.is_broken = is_marked and reason == "stop"
             return "" if is_marked and reason != "stop" else held, []
-        return "", [(name, write_json(arguments)) for name, arguments in calls] if reason != "interrupted" else []
+        whole = [(_clean(name), _clean(write_json(arguments))) for name, arguments in calls]
+        return "", whole if reason != "interrupted" else []
+
+
+def _clean(text: str) -> str:
+    """Half a surrogate pair, which JSON can escape, is no character."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _is_over(held: str, form: CallFormat) -> bool:
