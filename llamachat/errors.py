@@ -236,6 +236,10 @@ class UnusableAdapter(LlamachatError):
     """An adapter without its base, for another one, or that is not yet what is needed."""
 
 
+class UnusableDraft(LlamachatError):
+    """A model that cannot draft for another one, or one that nothing can be drafted for."""
+
+
 class AlreadyThere(LlamachatError):
     """A file that would have to be replaced, and nobody said that it may be."""
 

@@ -24,6 +24,8 @@ class Draft:
     steps: tuple[ToolStep, ...] = ()
     finish_reason: FinishReason = "interrupted"
     is_rest_read_again: bool = False
+    is_repeatable: bool = False
+    """Whether the same seed is to give the same answer again."""
     all_stats: list[GenerationStats] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,8 @@ class Draft:
                 prefill_s=total.prefill_s + stats.prefill_s,
                 ttft_s=first.ttft_s,
                 decode_s=total.decode_s + stats.decode_s,
+                n_drafted=total.n_drafted + stats.n_drafted,
+                n_accepted=total.n_accepted + stats.n_accepted,
             )
         return total
 

@@ -403,9 +403,10 @@ class Session:
             asked = yield from self._compact_before(asked, n_turns, cancel)
             fitted = self._fit(asked)
         self._require_room(fitted)
+        is_repeatable = sampling.seed is not None
         sampling = _seeded(sampling)
         yield from self._tell(fitted, cancel)
-        draft = Draft(self.record.begin(asked, sampling))
+        draft = Draft(self.record.begin(asked, sampling), is_repeatable=is_repeatable)
         finished = False
         try:
             fitted = yield from self._write(draft, fitted, sampling, cancel)
@@ -468,7 +469,14 @@ class Session:
         self, draft: Draft, fitted: Fit, sampling: SamplingParams, cancel: threading.Event
     ) -> Generator[SessionEvent, None, list[tuple[str, str]]]:
         """Stream what the model writes next; return the calls of tools that it ends in: names and arguments."""
-        request = GenerationRequest(fitted.prompt.ids, sampling, self.max_tokens, cut=fitted.cut, grammar=self.grammar)
+        request = GenerationRequest(
+            fitted.prompt.ids,
+            sampling,
+            self.max_tokens,
+            cut=fitted.cut,
+            grammar=self.grammar,
+            is_repeatable=draft.is_repeatable,
+        )
         reader = self._reader(draft, fitted.prompt)
         clock, halt = _ThinkingClock(), _AnyOf(cancel)
         draft.finish_reason = "interrupted"

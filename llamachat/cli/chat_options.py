@@ -17,7 +17,7 @@ from llamachat.cli.question import read_text
 if TYPE_CHECKING:
     from llamachat.chat.message import Message
     from llamachat.cli.opening import ChatOptions
-    from llamachat.engine.base import EngineOptions
+    from llamachat.engine.base import DraftMode, EngineOptions
 
 
 class Overflow(str, Enum):
@@ -92,6 +92,13 @@ class ChatArguments:
     threads: Annotated[int | None, typer.Option(min=1, max=512, help="Threads; default: the physical cores.")] = None
     gpu_layers: Annotated[str, typer.Option(help="Layers on the GPU: auto or a number.")] = "auto"
     kv_type: Annotated[str | None, typer.Option(help="KV cache: f16 (default), q8_0 or q4_0.")] = None
+    draft: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|lookup|off|MODEL",
+            help="Guess tokens ahead, for speed: from the text so far, if that pays or always; or by a smaller model.",
+        ),
+    ] = "auto"
     overflow: Annotated[
         Overflow | None,
         typer.Option(
@@ -189,6 +196,16 @@ def _engine_options(arguments: ChatArguments) -> EngineOptions:
         n_threads=arguments.threads,
         n_gpu_layers=parse_gpu_layers(arguments.gpu_layers),
         kv_type=kv_type,  # type: ignore[arg-type]
+        draft=_draft(arguments.draft),
         rope_scaling=arguments.rope_scaling.value if arguments.rope_scaling else None,
         adapters=[LoraAdapter(*parse_adapter(text)) for text in arguments.adapter or []],
     )
+
+
+def _draft(text: str) -> DraftMode | Path:
+    from llamachat.engine.base import DraftMode
+    from llamachat.models.resolve import resolve
+
+    if (word := text.lower()) in get_args(DraftMode):
+        return word  # type: ignore[return-value]
+    return resolve(text).path

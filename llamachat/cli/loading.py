@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
+from llamachat.cli.memory import describe_draft
 from llamachat.cli.output import out
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 from llamachat.engine import open_engine
@@ -64,6 +66,8 @@ def load_with_adapters(
         for note in check_adapter(adapter.path, stored.path):
             out.warning(note)
     wanted = replace(options, adapters=found)
+    if isinstance(options.draft, Path):
+        out.note(describe_draft(options.draft, stored, options))
     engine = _load_beside(stored, wanted, meanwhile) if meanwhile else load_engine(stored, wanted)
     if engine.info.n_ctx > engine.info.n_ctx_train > 0:
         out.warning(

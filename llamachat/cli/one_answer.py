@@ -62,6 +62,7 @@ def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
             "prompt_tps": round(stats.prompt_tps, 3),
             "generation_tps": round(stats.generation_tps, 3),
         },
+        "draft": {"drafted": stats.n_drafted, "accepted": stats.n_accepted},
     }
 
 

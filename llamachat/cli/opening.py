@@ -210,10 +210,11 @@ class OpenChat:
     def describe_stats(self, answer: Answer) -> str:
         """One line about an answer: why it ended, tokens and speeds."""
         stats = answer.stats
+        drafts = f"drafted {stats.n_drafted:,}, accepted {stats.n_accepted:,} · " if stats.n_drafted else ""
         return (
             f"{answer.finish_reason} · prompt {stats.n_prompt} tokens, {stats.n_reused} of them reused, "
             f"{stats.prompt_tps:.1f} tok/s · answer {stats.n_generated} tokens, {stats.generation_tps:.1f} tok/s · "
-            f"first token after {stats.ttft_s:.2f} s · "
+            f"first token after {stats.ttft_s:.2f} s · {drafts}"
             f"template {self.choice.template.name} ({self.choice.reason})"
         )
 

@@ -19,6 +19,7 @@ DEFAULT_N_CTX = 8192
 
 FinishReason = Literal["stop", "length", "interrupted"]
 RopeScaling = Literal["linear", "yarn"]
+DraftMode = Literal["auto", "lookup", "off"]
 KvType = Literal["f16", "q8_0", "q4_0"]
 
 
@@ -41,6 +42,8 @@ class EngineOptions:
     adapters: Sequence[LoraAdapter] = ()
     rope_scaling: RopeScaling | None = None
     """How positions are stretched for a window longer than the model was trained for; without it that is refused."""
+    draft: DraftMode | Path = "off"
+    """Who guesses tokens ahead: the text so far, where that saves time ("auto") or always, or a smaller model."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class GenerationRequest:
     """What to take out of the KV cache, so that what followed it there need not be evaluated again."""
     grammar: str | None = None
     """GBNF that the answer obeys, from its rule `root`; it ends when that is complete. See `check_grammar`."""
+    is_repeatable: bool = False
+    """Whether it should give the same tokens again: nothing may depend on the clock then. True of all greedy ones."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,10 @@ class GenerationStats:
     """From the request to the first token."""
     decode_s: float
     """From the first token to the last."""
+    n_drafted: int = 0
+    """Tokens guessed ahead and evaluated with the one before them."""
+    n_accepted: int = 0
+    """Those of them that came true."""
 
     @property
     def n_evaluated(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter, Keys
 
 from quantize import convert, find_file_type
@@ -29,6 +30,41 @@ def rewrite(source: Path, target: Path, changes: Mapping[str, str | int | None],
     _copy_keys(reader, writer, changes)
     if with_tensors:
         _copy_tensors(reader, writer)
+    _write(writer)
+
+
+def write_mamba(vocabulary: Path, target: Path) -> None:
+    """Write a random Mamba model of one layer with the vocabulary of another GGUF file: its memory is a state."""
+    reader, writer = GGUFReader(vocabulary), GGUFWriter(target, "mamba")
+    _copy_keys(reader, writer, {})
+    width, inner, state, kernel, rank = 32, 64, 8, 4, 4
+    writer.add_context_length(256)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_block_count(1)
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    writer.add_layer_norm_rms_eps(1e-5)
+    shapes = {
+        "token_embd.weight": (len(reader.fields[Keys.Tokenizer.LIST].data), width),
+        "output_norm.weight": (width,),
+        "blk.0.attn_norm.weight": (width,),
+        "blk.0.ssm_in.weight": (2 * inner, width),
+        "blk.0.ssm_conv1d.weight": (inner, kernel),
+        "blk.0.ssm_conv1d.bias": (inner,),
+        "blk.0.ssm_x.weight": (rank + 2 * state, inner),
+        "blk.0.ssm_dt.weight": (inner, rank),
+        "blk.0.ssm_dt.bias": (inner,),
+        "blk.0.ssm_d": (inner,),
+        "blk.0.ssm_out.weight": (width, inner),
+    }
+    random = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        writer.add_tensor(name, random.normal(scale=0.3, size=shape).astype(np.float32))
+    writer.add_tensor("blk.0.ssm_a", np.full((inner, state), -1, np.float32))
     _write(writer)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from datetime import datetime, timezone
 from typing import Any, TypeVar, get_args
 
@@ -31,6 +31,8 @@ _MAX_COUNT = 2**53
 _MAX_CTX = 10_000_000
 _TITLE_COLUMNS = 200
 _SHA256_DIGITS = 64
+_STATS = {field.name: field.type for field in fields(GenerationStats) if field.default is MISSING}
+"""Names and types of what is kept of an answer's statistics: those that every answer has."""
 
 _Value = TypeVar("_Value")
 
@@ -72,7 +74,7 @@ def _message_to_json(stored: StoredMessage, ids: Mapping[int, int], facts: Sessi
         "finish_reason": stored.finish_reason,
         "facts": _facts_to_json(stored.facts) if stored.facts not in (None, facts) else None,
         "seed": stored.seed,
-        "stats": asdict(stored.stats) if stored.stats else None,
+        "stats": {name: getattr(stored.stats, name) for name in _STATS} if stored.stats else None,
         **({"steps": steps_to_json(stored.message.steps)} if stored.message.steps else {}),
     }
 
@@ -173,10 +175,8 @@ def _facts(value: object, where: str) -> SessionFacts:
 def _stats(value: object, where: str) -> GenerationStats:
     table = _take(value, _is_object, where)
     return GenerationStats(**{
-        field.name: _take(
-            table.get(field.name), _is_count if field.type == "int" else _within(float, 0, _MAX_COUNT), where
-        )
-        for field in fields(GenerationStats)
+        name: _take(table.get(name), _is_count if kind == "int" else _within(float, 0, _MAX_COUNT), where)
+        for name, kind in _STATS.items()
     })  # fmt: skip
 
 

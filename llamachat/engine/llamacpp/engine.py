@@ -6,6 +6,8 @@ import ctypes
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +28,7 @@ from llamachat.engine.base import (
     Token,
 )
 from llamachat.engine.hardware import default_threads
+from llamachat.engine.llamacpp.drafting import Drafter, make_drafter
 from llamachat.engine.llamacpp.library import collected_log, last_error, supports_gpu
 from llamachat.engine.llamacpp.loading import file_type_name, load_adapter, load_model, metadata
 from llamachat.engine.llamacpp.sampling import sampling
@@ -40,7 +43,7 @@ from llamachat.engine.llamacpp.state import (
     write_state,
 )
 from llamachat.engine.llamacpp.tokenizer import LlamaTokenizer
-from llamachat.errors import EngineFailed, PromptTooLong, UnusableAdapter, WindowTooLong
+from llamachat.errors import EngineFailed, LlamachatError, PromptTooLong, UnusableAdapter, WindowTooLong
 
 _N_BATCH = 512
 _ABORTED = 2
@@ -50,6 +53,26 @@ _ROPE_SCALING = {
     "yarn": llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
 }
 _KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
+_LAST_ROW = -1
+
+
+@dataclass
+class _Course:
+    """How a generation has gone so far."""
+
+    times: list[float] = field(default_factory=list)
+    """When each token came."""
+    n_drafted: int = 0
+    n_accepted: int = 0
+
+    def note(self, *, is_accepted: bool) -> None:
+        """A token has come."""
+        self.times.append(time.monotonic())
+        self.n_accepted += is_accepted
+
+    def n_left(self, max_tokens: int | None, n_places: int) -> int:
+        """How many more tokens may come, where the cache has places for `n_places`."""
+        return n_places if max_tokens is None else min(n_places, max_tokens - len(self.times))
 
 
 class LlamaEngine:
@@ -58,8 +81,8 @@ class LlamaEngine:
     def __init__(self, path: Path, options: EngineOptions | None = None, cancel: threading.Event | None = None) -> None:
         """Load the GGUF file at `path`, and the adapters.
 
-        Raises `NotAModelFile`, `UnusableAdapter`, `WindowTooLong` or `EngineFailed`; the first also soon after `cancel`
-        is set.
+        Raises `NotAModelFile`, `UnusableAdapter`, `UnusableDraft`, `WindowTooLong` or `EngineFailed`; the first also
+        soon after `cancel` is set.
         """
         self._options = options = options or EngineOptions()
         started = time.monotonic()
@@ -91,6 +114,18 @@ class LlamaEngine:
             load_s=time.monotonic() - started,
             metadata=metadata(self._model),
         )
+        plain = replace(options, adapters=(), rope_scaling=None, draft="off")
+        self._drafter: Drafter | None = None
+        try:
+            self._drafter = make_drafter(
+                options.draft,
+                self.tokenizer,
+                self.info,
+                lambda path, n_ctx: LlamaEngine(path, replace(plain, n_ctx=n_ctx), cancel),
+            )
+        except LlamachatError:
+            self.close()
+            raise
 
     def _open_context(self, options: EngineOptions) -> tuple[Any, int]:
         params = llama_cpp.llama_context_default_params()
@@ -135,18 +170,20 @@ class LlamaEngine:
             yield Prefill(n_done - n_reused, len(prompt) - n_reused)
         prefill_s = time.monotonic() - started
 
-        generated: list[float] = []  # when each token came
+        course = _Course()
         finish_reason: FinishReason = "interrupted"
         if len(self._ids) == len(prompt):
-            finish_reason = yield from self._decode(request, cancel, generated)
-        first, last = (generated[0], generated[-1]) if generated else (started, started)
+            finish_reason = yield from self._decode(request, cancel, course)
+        first, last = (course.times[0], course.times[-1]) if course.times else (started, started)
         stats = GenerationStats(
             n_prompt=len(prompt),
             n_reused=n_reused,
-            n_generated=len(generated),
+            n_generated=len(course.times),
             prefill_s=prefill_s,
             ttft_s=first - started,
             decode_s=last - first,
+            n_drafted=course.n_drafted,
+            n_accepted=course.n_accepted,
         )
         self._prompt_tps = max(self._prompt_tps, stats.prompt_tps)
         yield End(finish_reason, stats)
@@ -167,46 +204,98 @@ class LlamaEngine:
     def _keep_common_prefix(self, prompt: Sequence[int]) -> int:
         """Drop from the KV cache what the prompt does not start with; return how much of the prompt is there."""
         n_common = _n_common(self._ids, prompt[:-1])  # the last token is needed for its logits
-        if n_common < len(self._ids):
-            if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_common, -1):
-                llama_cpp.llama_memory_clear(self._memory, True)  # a memory that cannot be cut, such as a recurrent one
-                n_common = 0
-            del self._ids[n_common:]
-        return n_common
+        if self._cut_back(n_common):
+            return n_common
+        self._forget()  # a memory that cannot be cut, such as a recurrent one
+        return 0
+
+    def _cut_back(self, n_kept: int) -> bool:
+        """Drop from the KV cache all but its first ids; False if that cannot be done."""
+        if n_kept < len(self._ids):
+            if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_kept, -1):
+                return False
+            del self._ids[n_kept:]
+        return True
 
     def _prefill(self, prompt: Sequence[int], cancel: threading.Event) -> Iterator[int]:
         """Evaluate the rest of the prompt in batches, telling how far it got. Stops within a batch when cancelled."""
-        callback = llama_cpp.ggml_abort_callback(lambda _: cancel.is_set())
-        llama_cpp.llama_set_abort_callback(self._context, callback, None)
-        try:
+        with self._aborting(cancel):
             while len(self._ids) < len(prompt) and not cancel.is_set():
                 batch = prompt[len(self._ids) : len(self._ids) + _N_BATCH]
                 if not self._evaluate(batch):
                     break
                 yield len(self._ids)
+
+    @contextmanager
+    def _aborting(self, cancel: threading.Event) -> Iterator[None]:
+        """Evaluations end in their middle when `cancel` is set."""
+        callback = llama_cpp.ggml_abort_callback(lambda _: cancel.is_set())
+        llama_cpp.llama_set_abort_callback(self._context, callback, None)
+        try:
+            yield
         finally:
             llama_cpp.llama_set_abort_callback(self._context, llama_cpp.ggml_abort_callback(), None)
 
     def _decode(
-        self, request: GenerationRequest, cancel: threading.Event, generated: list[float]
+        self, request: GenerationRequest, cancel: threading.Event, course: _Course
     ) -> Generator[Event, None, FinishReason]:
-        """Sample and evaluate token after token; `generated` collects when each one came."""
-        with sampling(request, self._context, self.tokenizer) as next_token:
-            while not cancel.is_set():
-                token_id = next_token()
-                if self.tokenizer.is_eog(token_id) and not request.ignore_eog:
-                    return "stop"
-                generated.append(time.monotonic())
-                yield Token(token_id, self.tokenizer.piece(token_id))
-                if len(generated) == request.max_tokens or len(self._ids) == self.info.n_ctx:
-                    return "length"
-                self._evaluate([token_id])
+        """Sample and evaluate token after token, or several at once: drafts that came true need no step of their own.
+
+        Each token is drawn from the logits behind those before it, so the sampler sees what it would without drafts.
+        """
+        n_known, row = len(self._ids), _LAST_ROW  # what is in the cache behind the first n_known ids are drafts
+        if self._drafter:
+            self._drafter.begin(request, cancel)
+        try:
+            with sampling(request, self._context, self.tokenizer) as next_token:
+                while not cancel.is_set():
+                    token_id = next_token(row)
+                    if self.tokenizer.is_eog(token_id) and not request.ignore_eog:
+                        return "stop"
+                    is_drafted = n_known < len(self._ids) and self._ids[n_known] == token_id
+                    course.note(is_accepted=is_drafted)
+                    yield Token(token_id, self.tokenizer.piece(token_id))
+                    n_left = course.n_left(request.max_tokens, self.info.n_ctx - n_known)
+                    if n_left <= 0:
+                        return "length"
+                    if self._drafter:
+                        self._drafter.hear(token_id)
+                    if is_drafted:
+                        row += 1
+                    else:
+                        if not self._cut_back(n_known):
+                            raise EngineFailed("a draft cannot be taken back")
+                        row = self._step(token_id, n_left - 1, cancel, course)
+                    n_known += 1
+        finally:
+            self._cut_back(min(n_known, len(self._ids)))
         return "interrupted"
 
-    def _evaluate(self, ids: Sequence[int]) -> bool:
-        """Run tokens through the model and note them; False if it was aborted."""
+    def _step(self, token_id: int, n_max: int, cancel: threading.Event, course: _Course) -> int:
+        """Evaluate a token, and with it a draft of at most `n_max`; return the row of the logits behind the token."""
+        if not self._drafter:
+            self._evaluate([token_id])
+            return _LAST_ROW
+        draft = self._drafter.propose(n_max)
+        started = time.perf_counter()
+        if not draft:
+            is_done = self._evaluate([token_id])
+        else:
+            with self._aborting(cancel):  # it may take many times as long as a step
+                is_done = self._evaluate([token_id, *draft], every_row=True)
+            course.n_drafted += len(draft)
+        if is_done:
+            llama_cpp.llama_synchronize(self._context)
+            self._drafter.hear_time(1 + len(draft), time.perf_counter() - started)
+        return 0 if draft else _LAST_ROW
+
+    def _evaluate(self, ids: Sequence[int], *, every_row: bool = False) -> bool:
+        """Run tokens through the model and note them; False if it was aborted. Only the last gives logits, or every."""
         tokens = (llama_cpp.llama_token * len(ids))(*ids)
-        result = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(tokens, len(ids)))
+        batch = llama_cpp.llama_batch_get_one(tokens, len(ids))
+        if every_row:
+            batch.logits = (ctypes.c_int8 * len(ids))(*[1] * len(ids))
+        result = llama_cpp.llama_decode(self._context, batch)
         if result == _ABORTED and self._is_shifting:
             self._forget()  # perhaps in the middle of the rotation, which would begin again with the keys as they are
             return False
@@ -261,6 +350,8 @@ class LlamaEngine:
 
     def close(self) -> None:
         """See `Engine`."""
+        if self._drafter:
+            self._drafter.close()
         if self._model:
             llama_cpp.llama_free(self._context)
             llama_cpp.llama_model_free(self._model)  # and its adapters

@@ -19,11 +19,11 @@ from llamachat.errors import EngineFailed
 
 
 @contextmanager
-def sampling(request: GenerationRequest, context: Any, tokenizer: LlamaTokenizer) -> Iterator[Callable[[], int]]:
-    """What chooses the next token from the logits, for one generation."""
+def sampling(request: GenerationRequest, context: Any, tokenizer: LlamaTokenizer) -> Iterator[Callable[[int], int]]:
+    """What chooses the next token from a row of the last batch's logits, for one generation."""
     with _sampler(request, tokenizer.n_vocab) as chain:
         if request.grammar is None:
-            yield lambda: llama_cpp.llama_sampler_sample(chain, context, -1)
+            yield lambda row: llama_cpp.llama_sampler_sample(chain, context, row)
             return
         grammar = llama_cpp.llama_sampler_init_grammar(tokenizer.vocab, request.grammar.encode(), b"root")
         if not grammar:
@@ -49,8 +49,8 @@ class _GrammarSampling:
         self._candidates: Any = np.zeros(tokenizer.n_vocab, dtype=np.dtype(llama_cpp.llama_token_data))
         self._text = codecs.getincrementaldecoder("utf-8")()
 
-    def next_token(self) -> int:
-        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, -1), shape=self._ids.shape)
+    def next_token(self, row: int) -> int:
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, row), shape=self._ids.shape)
         token_id = self._choose(logits)
         if not (self._is_text(token_id) and self._is_allowed(token_id)):
             token_id = self._choose_allowed(logits)

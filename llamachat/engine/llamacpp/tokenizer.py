@@ -25,7 +25,7 @@ class LlamaTokenizer:
     """`Tokenizer` over a llama.cpp vocabulary. `model` must outlive it."""
 
     def __init__(self, model: int) -> None:
-        self._model = model
+        self.model = model
         self.vocab = llama_cpp.llama_model_get_vocab(model)
         self._pieces: dict[int, bytes] = {}
 
@@ -83,7 +83,7 @@ class LlamaTokenizer:
     @cached_property
     def _wants_nfc(self) -> bool:
         """Qwen2's tokenizer composes its text first; llama.cpp leaves that to its caller."""
-        return metadata(self._model).get("tokenizer.ggml.pre") == "qwen2"
+        return metadata(self.model).get("tokenizer.ggml.pre") == "qwen2"
 
     @cached_property
     def _control_texts(self) -> Mapping[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import typer
@@ -119,8 +120,10 @@ def _model(chat: OpenChat, argument: str) -> Reply:
     if not argument:
         return Reply(chat.describe())
     model = resolve(argument)
-    adapters = chat.options.engine.adapters if model.path == chat.model.path else ()
-    chat.reopen(model, replace(chat.options.engine, adapters=adapters))
+    engine = chat.options.engine
+    if model.path != chat.model.path:  # what belongs to the one that answered so far
+        engine = replace(engine, adapters=(), draft="auto" if isinstance(engine.draft, Path) else engine.draft)
+    chat.reopen(model, engine)
     return Reply(f"{chat.describe()}\nThe conversation goes on.")
 
 
