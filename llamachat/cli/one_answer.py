@@ -47,6 +47,7 @@ def _describe_sources(question: Question, tokenizer: Tokenizer) -> str:
 
 def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
     stats = answer.stats
+    is_asked = opened.options.engine.draft not in ("auto", "off")
     return {
         "model": opened.model.label,
         "content": answer.content,
@@ -62,7 +63,7 @@ def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
             "prompt_tps": round(stats.prompt_tps, 3),
             "generation_tps": round(stats.generation_tps, 3),
         },
-        "draft": {"drafted": stats.n_drafted, "accepted": stats.n_accepted},
+        **({"draft": {"drafted": stats.n_drafted, "accepted": stats.n_accepted}} if is_asked else {}),
     }
 
 
