@@ -47,7 +47,7 @@ def _describe_sources(question: Question, tokenizer: Tokenizer) -> str:
 
 def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
     stats = answer.stats
-    is_asked = opened.options.engine.draft not in ("auto", "off")
+    is_asked = opened.options.engine.draft != "auto"
     return {
         "model": opened.model.label,
         "content": answer.content,
