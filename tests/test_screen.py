@@ -152,8 +152,10 @@ def test_chinese(start: StartChat) -> None:
 # --- stopping and leaving -----------------------------------------------------------------------------------
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_it(start: StartChat) -> None:
-    chat = start("--stats", "--max-tokens", 400)
+def test_ctrl_c_stops_the_answer_and_keeps_it(start: StartChat, tmp_path: Path) -> None:
+    endless = tmp_path / "endless.gbnf"
+    endless.write_text('root ::= [a-zA-Z ,.]+ "END"', encoding="utf-8")  # an answer that is not over before Ctrl-C
+    chat = start("--stats", "--max-tokens", 400, "--grammar", endless)
     took_s = []
     for n_answers in range(1, 4):
         chat.enter(STORY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
@@ -95,3 +96,6 @@ SessionEvent = (
     | Compacted
     | NotCompacted
 )
+
+AnswerEvents = Generator[SessionEvent, None, None]
+"""An answer as it comes. Closed early, it is kept as far as it came."""

@@ -29,6 +29,7 @@ from llamachat.chat.compaction import (
 from llamachat.chat.draft import Draft
 from llamachat.chat.events import (
     Answer,
+    AnswerEvents,
     LeftOut,
     Notice,
     ReasoningPiece,
@@ -249,7 +250,7 @@ class Session:
             return None
         return self._render(shown(conversation, self.left_out))
 
-    def send(self, text: str, cancel: threading.Event) -> Iterator[SessionEvent]:
+    def send(self, text: str, cancel: threading.Event) -> AnswerEvents:
         """Say `text` and stream the answer; setting `cancel` ends it early.
 
         Raises `PromptTooLong`, `WindowFull` or `ForbiddenTags` before anything is evaluated. The conversation grows
@@ -257,20 +258,20 @@ class Session:
         """
         return self._answer(self.conversation.with_message("user", text), cancel, self.sampling)
 
-    def retry(self, cancel: threading.Event, sampling: SamplingParams | None = None) -> Iterator[SessionEvent]:
+    def retry(self, cancel: threading.Event, sampling: SamplingParams | None = None) -> AnswerEvents:
         """Ask the last question again, perhaps with other sampling; the new answer takes the old one's place."""
         question = self.require_question()
         before = self._before_question()
         asked = replace(before, messages=(*before.messages, question))
         return self._answer(asked, cancel, sampling or self.sampling)
 
-    def edit(self, text: str, cancel: threading.Event) -> Iterator[SessionEvent]:
+    def edit(self, text: str, cancel: threading.Event) -> AnswerEvents:
         """Ask something else in place of the last question."""
         question = replace(self.require_question(), content=text, key=None)
         before = self._before_question()
         return self._answer(replace(before, messages=(*before.messages, question)), cancel, self.sampling)
 
-    def go_on(self, cancel: threading.Event) -> Iterator[SessionEvent]:
+    def go_on(self, cancel: threading.Event) -> AnswerEvents:
         """Continue the last answer where it ended; the `Answer` holds all of it. One that never began begins now."""
         if self._pending:
             return self.retry(cancel)
@@ -282,7 +283,7 @@ class Session:
             raise BadConversation("A summary is not gone on with.", "Have it written anew with /retry.")
         return self._answer(self.conversation, cancel, self.sampling)
 
-    def compact(self, cancel: threading.Event, focus: str = "") -> Iterator[SessionEvent]:
+    def compact(self, cancel: threading.Event, focus: str = "") -> AnswerEvents:
         """Have the model sum up older turns, and go on with the summary in their place; `focus` is what matters in it.
 
         The pieces of the summary come as those of an answer, then `Compacted` or `NotCompacted`, but no `Answer`.
@@ -312,7 +313,7 @@ class Session:
     def _render(self, conversation: Conversation) -> Prompt:
         return self.template.render(conversation, self.engine.tokenizer)
 
-    def _sum_up(self, n_turns: int, cancel: threading.Event, focus: str = "") -> Iterator[SessionEvent]:
+    def _sum_up(self, n_turns: int, cancel: threading.Event, focus: str = "") -> AnswerEvents:
         started = time.monotonic()
         n_ctx, before = self.engine.info.n_ctx, shown(self.conversation, self.left_out)
         n_before = len(self._render(before).ids)
@@ -396,7 +397,7 @@ class Session:
             can_shift=engine.can_shift,
         )
 
-    def _answer(self, asked: Conversation, cancel: threading.Event, sampling: SamplingParams) -> Iterator[SessionEvent]:
+    def _answer(self, asked: Conversation, cancel: threading.Event, sampling: SamplingParams) -> AnswerEvents:
         self._check_tags(asked)
         fitted = self._fit(asked)
         if n_turns := self._n_to_make_room(asked, fitted):

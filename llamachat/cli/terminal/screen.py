@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from shutil import get_terminal_size
 from textwrap import fill
 
-from llamachat.chat.events import (
-    Answer,
-    SessionEvent,
-)
+from llamachat.chat.events import Answer, AnswerEvents
 from llamachat.cli.context import keeping_context, restore_context
-from llamachat.cli.describing import (
-    describe_read_again,
-    describe_resumed,
-)
+from llamachat.cli.describing import describe_read_again, describe_resumed
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.output import out
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
@@ -93,7 +86,7 @@ def _message(chat: OpenChat, text: str) -> Stream:
     """What is sent: files that were attached, then what was typed."""
     whole = "\n\n".join([*chat.attached, text])
 
-    def send(cancel: threading.Event) -> Iterator[SessionEvent]:
+    def send(cancel: threading.Event) -> AnswerEvents:
         yield from chat.session.send(whole, cancel)
         chat.attached.clear()  # not if the message was refused
 

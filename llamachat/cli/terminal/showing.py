@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import Any
 
 from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
 from llamachat.chat.events import (
     Answer,
+    AnswerEvents,
     LeftOut,
     Notice,
     ReasoningPiece,
-    SessionEvent,
     TextPiece,
     Thought,
     ToolCalled,
@@ -48,14 +48,15 @@ class Showing:
     ) -> None:
         self._open.__exit__(kind, error, traceback)
 
-    def show_all(self, events: Iterable[SessionEvent]) -> Answer | None:
+    def show_all(self, events: AnswerEvents) -> Answer | None:
         """Show what comes; return the answer. None if there was only a summary to be written."""
         answer = None
-        for event in events:
-            if isinstance(event, Answer):
-                answer = event
-            else:
-                _SHOW[type(event)](self, event)
+        with closing(events):  # at once, while there is a history to keep what came so far
+            for event in events:
+                if isinstance(event, Answer):
+                    answer = event
+                else:
+                    _SHOW[type(event)](self, event)
         self._notice.close()
         self._view.close()
         return answer

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from llamachat.chat.events import SessionEvent
+from llamachat.chat.events import AnswerEvents
 from llamachat.cli.opening import OpenChat
 from llamachat.errors import LlamachatError
 
 PREFIX = "/"
 
-Stream = Callable[[threading.Event], Iterator[SessionEvent]]
+Stream = Callable[[threading.Event], AnswerEvents]
 """Given the event that ends it early: an answer, as it comes."""
 
 
