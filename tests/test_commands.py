@@ -18,9 +18,10 @@ from llamachat.chat.reasoning import ReasoningTags
 from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import NoRecord, Session
 from llamachat.chat.templates import ChatML, Jinja, TemplateChoice
-from llamachat.cli import loading
+from llamachat.cli import loading, local_model
+from llamachat.cli.local_model import LocalModel
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
-from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command, settings
+from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command
 from llamachat.engine.base import EngineOptions
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import EngineFailed, LlamachatError
@@ -37,7 +38,10 @@ class Talk:
         session = Session(self.engine, ChatML(), SamplingParams(temperature=0.5), system="Be brief.")
         options = ChatOptions(EngineOptions(), {}, template="chatml")
         self.chat = OpenChat(
-            options, StoredModel("fake", "q8_0", Path("/nowhere.gguf")), session, TemplateChoice(ChatML(), "asked for")
+            options,
+            LocalModel(StoredModel("fake", "q8_0", Path("/nowhere.gguf"))),
+            session,
+            TemplateChoice(ChatML(), "asked for"),
         )
         self.troubles: list[LlamachatError] = []
         self.history = History(history_path())
@@ -459,12 +463,12 @@ def test_another_model_brings_its_own_template(talk: Talk, monkeypatch: pytest.M
 
     monkeypatch.setattr(loading, "open_engine", open_fake)
     models = {name: StoredModel(name, "q8_0", Path(f"/{name}.gguf"), template=name) for name in ("llama-2", "jinja")}
-    monkeypatch.setattr(settings, "resolve", models.get)
+    monkeypatch.setattr(local_model, "resolve", models.get)
     talk.say("One", b"1")
     assert "template llama-2" in talk.do("/model llama-2").text
     with pytest.raises(LlamachatError, match="no system"):
         talk.do("/model jinja")
-    assert talk.chat.model == models["llama-2"], "it goes on with the one it had"
+    assert talk.chat.model == LocalModel(models["llama-2"]), "it goes on with the one it had"
     assert not engines[-1].answers, "closed"
 
 
@@ -481,7 +485,7 @@ def test_another_conversation_goes_on_as_it_stopped(talk: Talk, monkeypatch: pyt
     assert (talk.chat.session.sampling.temperature, talk.chat.session.engine.info.n_ctx) == (0.1, 600)
     talk.do("/resume")
     assert (talk.chat.session.sampling.temperature, talk.chat.session.engine.info.n_ctx) == (0.9, 500)
-    talk.chat.model = replace(talk.chat.model, name="other")
+    talk.chat.model = LocalModel(StoredModel("other", "q8_0", Path("/nowhere.gguf")))
     assert talk.do("/resume 1").text.endswith("/model fake:q8_0")
     assert talk.chat.session.sampling.temperature == 0.9
 

@@ -74,9 +74,9 @@ def _run(engine: Engine, test: SpeedTest, seed: int) -> float:
     """One sample. Every run has its own random prompt, so that nothing is left of it in the KV cache."""
     if test.n_prompt:
         stats = _generate(engine, _random_ids(engine, test.n_prompt, seed), n_gen=1)
-        return stats.prompt_tps
+        return stats.prompt_tps or 0.0
     stats = _generate(engine, _random_ids(engine, 1, seed), n_gen=test.n_gen + 1)  # the first comes with the prefill
-    return stats.generation_tps
+    return stats.generation_tps or 0.0
 
 
 def _generate(engine: Engine, prompt_ids: Sequence[int], n_gen: int) -> GenerationStats:

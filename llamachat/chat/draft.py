@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import TypeVar
 
 from llamachat.chat.events import Answer
 from llamachat.chat.message import Conversation, Message
@@ -11,6 +12,8 @@ from llamachat.chat.tools.values import ToolCall, ToolResult, ToolStep
 from llamachat.engine.base import FinishReason, GenerationStats
 
 _ID_LENGTH = 9
+
+N = TypeVar("N", int, float)
 
 
 @dataclass
@@ -70,16 +73,21 @@ class Draft:
         total = first
         for stats in others:
             total = GenerationStats(
-                n_prompt=total.n_prompt + stats.n_prompt,
-                n_reused=total.n_reused + stats.n_reused,
-                n_generated=total.n_generated + stats.n_generated,
-                prefill_s=total.prefill_s + stats.prefill_s,
+                n_prompt=_sum(total.n_prompt, stats.n_prompt),
+                n_reused=_sum(total.n_reused, stats.n_reused),
+                n_generated=_sum(total.n_generated, stats.n_generated),
+                prefill_s=_sum(total.prefill_s, stats.prefill_s),
                 ttft_s=first.ttft_s,
                 decode_s=total.decode_s + stats.decode_s,
                 n_drafted=total.n_drafted + stats.n_drafted,
                 n_accepted=total.n_accepted + stats.n_accepted,
             )
         return total
+
+
+def _sum(total: N | None, more: N | None) -> N | None:
+    """None, as soon as one of them is not told."""
+    return None if total is None or more is None else total + more
 
 
 def _call_id(text: str) -> str:

@@ -97,6 +97,14 @@ class Conversation:
             listed.pop()
         return listed
 
+    def spoken(self) -> list[dict[str, str]]:
+        """Role and content alone, the system prompt first: what every server takes. An answer's calls become words."""
+        system = [{"role": "system", "content": self.system}] if self.system is not None else []
+        said = [{"role": message.role, "content": message.content} for message in self.without_steps().messages]
+        if said and not self.awaits_answer and not said[-1]["content"]:
+            said.pop()  # an answer that has not got beyond its thoughts begins again
+        return [*system, *said]
+
 
 def _thoughts(reasoning: str) -> dict[str, str]:
     return {"reasoning_content": reasoning} if reasoning else {}

@@ -70,6 +70,8 @@ class Prompt:
     """The same for people, with control tokens written out."""
     notes: tuple[str, ...] = ()
     """What the user should know about it, in sentences."""
+    is_counted: bool = True
+    """False: the ids are a server's, which does not tell them."""
 
 
 def assemble(parts: Iterable[Part], tokenizer: Tokenizer, tags: Sequence[str] = ()) -> Prompt:

@@ -32,6 +32,7 @@ class AnswerReader:
         """
         self.reasoning = begun.reasoning
         """All that was thought so far."""
+        self._is_told_thinking = False
         self._decoder = TextDecoder(strip_space=strip_space)
         self._splitter = ReasoningSplitter(tags, place) if tags else None
         self._content = TextDecoder(stop, begun=begun.content)
@@ -51,7 +52,7 @@ class AnswerReader:
     @property
     def is_thinking(self) -> bool:
         """Whether thoughts have begun and not ended."""
-        return self._splitter is not None and self._splitter.place == "thoughts"
+        return self._is_told_thinking or (self._splitter is not None and self._splitter.place == "thoughts")
 
     @property
     def is_over(self) -> bool:
@@ -63,11 +64,19 @@ class AnswerReader:
         """After `finish`: whether a call was begun that could not be read."""
         return self._calls.is_broken
 
-    def feed(self, token_id: int, piece: bytes) -> Piece:
-        """Return what is certain after the next token."""
+    def feed(self, token_id: int | None, piece: bytes) -> Piece:
+        """Return what is certain after the next token, or after bytes of tokens that nobody tells."""
         is_answer = self._splitter is None or self._splitter.place == "answer"
-        piece = (self._marks if is_answer else self._tags).get(token_id, piece)
+        if token_id is not None:
+            piece = (self._marks if is_answer else self._tags).get(token_id, piece)
+        self._is_told_thinking = False
         return self._split(self._decoder.feed(piece))
+
+    def feed_thought(self, text: str) -> Piece:
+        """Thoughts that an engine tells apart itself."""
+        self.reasoning += text
+        self._is_told_thinking = True
+        return Piece(text, "")
 
     def finish(self, reason: FinishReason) -> tuple[Piece, list[tuple[str, str]]]:
         """Return what was held back, and the calls of tools that the answer ends in: names and arguments."""

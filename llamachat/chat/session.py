@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from llamachat.chat.compaction import (
     FULL_SHARE,
@@ -47,7 +47,18 @@ from llamachat.chat.templates import PromptTemplate
 from llamachat.chat.tools.use import MAX_STEPS, Toolbox, use_tool
 from llamachat.chat.tools.values import Tool, ToolStep
 from llamachat.chat.window import Fit, fit, make_window, places_shown, shown
-from llamachat.engine.base import End, Engine, Event, GenerationRequest, GenerationStats, Prefill, Token
+from llamachat.engine.base import (
+    AnswerBytes,
+    End,
+    Engine,
+    Event,
+    GenerationRequest,
+    GenerationStats,
+    Prefill,
+    Remark,
+    ThoughtText,
+    Token,
+)
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import BadConversation, ForbiddenTags, LlamachatError, NoToolCalls, WindowFull
 
@@ -131,6 +142,7 @@ class Session:
         overflow: Overflow = "drop",
         record: Record | None = None,
         grammar: str | None = None,
+        schema: Any = None,
         strict_tags: bool = False,
         examples: Sequence[Message] = (),
         thinking: bool | None = None,
@@ -142,8 +154,8 @@ class Session:
         that stand before all others.
         The model may call what is in the `toolbox`; raises `NoToolCalls` if its template knows no calls.
         With a `grammar` (GBNF) answers obey it from their first byte to their last, and stop strings mean nothing;
-        nothing is thought before them. Otherwise `thinking` switches that on or off where the template can; None leaves
-        it to the template.
+        nothing is thought before them; `schema` is the JSON Schema it was made of, for engines that take that.
+        Otherwise `thinking` switches that on or off where the template can; None leaves it to the template.
         """
         self.engine = engine
         self.template = template
@@ -156,7 +168,7 @@ class Session:
         self.overflow = overflow
         self.record: Record = record or NoRecord()
         self._pending: Conversation | None = None
-        self.grammar = grammar
+        self.grammar, self.schema = grammar, schema
         self.own_stop = tuple(stop)
         self.since = datetime.now()
         """When it began."""
@@ -182,8 +194,13 @@ class Session:
     def think(self, wanted: bool | None) -> None:
         """Switch thinking before answers on or off, or (None) leave it to the template."""
         self._thinking = wanted
-        self.template.thinking = False if self.grammar else wanted
-        self.template.answers_at_once = bool(self.grammar)
+        self.template.thinking = False if self.is_held else wanted
+        self.template.answers_at_once = self.is_held
+
+    @property
+    def is_held(self) -> bool:
+        """Whether answers are held to a grammar or a schema."""
+        return self.grammar is not None or self.schema is not None
 
     @property
     def unanswered(self) -> Message | None:
@@ -277,8 +294,10 @@ class Session:
             return self.retry(cancel)
         if not self.conversation.messages:
             raise BadConversation("There is no answer to go on with.", "Ask something first.")
-        if self.grammar:
+        if self.is_held:
             raise BadConversation("A grammar holds whole answers only.", "Have it answered anew with /retry.")
+        if not self.engine.can_continue:
+            raise BadConversation("This server cannot go on with an answer.", "Have it answered anew with /retry.")
         if self.conversation.messages[-2].n_summarized:
             raise BadConversation("A summary is not gone on with.", "Have it written anew with /retry.")
         return self._answer(self.conversation, cancel, self.sampling)
@@ -477,18 +496,23 @@ class Session:
             cut=fitted.cut,
             grammar=self.grammar,
             is_repeatable=draft.is_repeatable,
+            messages=shown(draft.conversation() if draft.is_begun else draft.asked, fitted.left_out).spoken(),
+            stop=self._stop,
+            schema=self.schema,
         )
         reader = self._reader(draft, fitted.prompt)
         clock, halt = _ThinkingClock(), _AnyOf(cancel)
-        draft.finish_reason = "interrupted"
+        draft.finish_reason, trouble = "interrupted", None
         try:
             for event in _until(self._stop_ids, self.engine.generate(request, halt), halt):
                 match event:
                     case Prefill():
                         yield event
-                    case Token(token_id, piece):
+                    case Remark(text):
+                        yield Notice(text)
+                    case Token() | AnswerBytes() | ThoughtText():
                         clock.tick()
-                        read = reader.feed(token_id, piece)
+                        read = _read(reader, event)
                         if any(read):
                             draft.content, draft.reasoning = reader.content, reader.reasoning
                             self.record.write(draft.content, draft.reasoning)
@@ -499,19 +523,22 @@ class Session:
                         draft.finish_reason = "stop" if reader.is_over else finish_reason
                         draft.is_rest_read_again |= fitted.n_turns > 0 and not _is_shifted(request, stats)
                         draft.all_stats.append(stats)
+                        trouble = event.trouble
         finally:  # nothing that was held back is lost, whatever ended it
             read, calls = reader.finish(draft.finish_reason)
             draft.content, draft.reasoning = reader.content, reader.reasoning
         yield from clock.events(read, is_over=True)
+        if trouble:  # now that what came before it is kept
+            raise trouble
         if reader.is_broken:
             yield Notice("The model began to call a tool, but not in a form that can be read: it is shown as it is.")
         return calls
 
     def _reader(self, draft: Draft, prompt: Prompt) -> AnswerReader:
         last = draft.conversation().messages[-1] if draft.is_begun else draft.asked.messages[-1]
-        continues_text = draft.content or draft.reasoning or self.template.continues_text or self.grammar
+        continues_text = draft.content or draft.reasoning or self.template.continues_text or self.is_held
         return AnswerReader(
-            None if self.grammar else self.template.reasoning,
+            None if self.is_held else self.template.reasoning,
             self.template.place_of(prompt, last),
             self._stop,
             self.engine.tokenizer.control_tokens,
@@ -534,7 +561,7 @@ class Session:
 
     @property
     def _stop(self) -> tuple[str, ...]:
-        return () if self.grammar else (*self.template.stop, *self.own_stop)
+        return () if self.is_held else (*self.template.stop, *self.own_stop)
 
     @property
     def _stop_ids(self) -> set[int]:
@@ -585,6 +612,16 @@ def _until(stop_ids: Collection[int], events: Iterator[Event], halt: threading.E
             yield event
 
 
+def _read(reader: AnswerReader, event: Token | AnswerBytes | ThoughtText) -> Piece:
+    match event:
+        case Token(token_id, piece):
+            return reader.feed(token_id, piece)
+        case AnswerBytes(data):
+            return reader.feed(None, data)
+        case ThoughtText(text):
+            return reader.feed_thought(text)
+
+
 class _ThinkingClock:
     """How much is thought, and for how long; makes events of what was read."""
 
@@ -611,13 +648,14 @@ class _ThinkingClock:
 
 
 def _seeded(sampling: SamplingParams) -> SamplingParams:
-    """With a seed to be kept with the answer."""
-    return sampling if sampling.seed is not None else replace(sampling, seed=secrets.randbelow(_N_SEEDS))
+    """With a seed to be kept with the answer, unless a server chooses it."""
+    is_chosen = sampling.seed is not None or "seed" in sampling.left_open
+    return sampling if is_chosen else replace(sampling, seed=secrets.randbelow(_N_SEEDS))
 
 
 def _is_shifted(request: GenerationRequest, stats: GenerationStats) -> bool:
     """Whether what follows the cut was still in the KV cache, which may have held something else."""
-    return request.cut is not None and stats.n_reused > request.cut.start
+    return request.cut is not None and stats.n_reused is not None and stats.n_reused > request.cut.start
 
 
 class _AnyOf(threading.Event):

@@ -6,6 +6,7 @@ stay. If that is not enough the prompt is refused; nothing is ever cut. A summar
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -41,7 +42,11 @@ class Window:
 
 
 def make_window(n_ctx: int, max_tokens: int | None) -> Window:
-    """Room for an answer: 512 tokens, or fewer if no answer gets as long or the window is small."""
+    """Room for an answer: 512 tokens, or fewer if no answer gets as long or the window is small.
+
+    A window that nobody knows (0) holds all: what is too long is then refused by whoever does.
+    """
+    n_ctx = n_ctx or sys.maxsize
     return Window(n_ctx, min(max_tokens or _ANSWER_TOKENS, _ANSWER_TOKENS, n_ctx // _ANSWER_SHARE))
 
 

@@ -32,7 +32,7 @@ class _ErrorBoundary(TyperGroup):
             if os.environ.get("LLAMACHAT_DEBUG") == "1":
                 raise
             out.error(str(error), error.next_step)
-            sys.exit(EXIT_FAILED)
+            sys.exit(error.exit_status)
         except (KeyboardInterrupt, typer.Abort):
             out.note("Interrupted.")
             sys.exit(EXIT_INTERRUPTED)

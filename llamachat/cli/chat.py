@@ -35,6 +35,7 @@ def chat(arguments: ChatArguments) -> None:
       llamachat chat codellama-7b --infill before.py after.py
       llamachat chat qwen2.5-1.5b-instruct --tools my_functions.py
       llamachat chat llama-2-7b-chat --adapter ORG/REPO              (pulled before)
+      llamachat chat --server http://localhost:8080                  (llama-server, vLLM, Ollama, OpenAI, …)
     """
     if arguments.infill and (arguments.prompt or arguments.files or arguments.resume is not None):
         raise typer.BadParameter("--infill takes all its text from its two files: leave out -p, -f and --resume.")
@@ -48,6 +49,10 @@ def chat(arguments: ChatArguments) -> None:
     if arguments.as_json and question is None:
         raise typer.BadParameter("--json needs a question: give -p, or pipe one in.")
     options = chat_options(arguments)
+    if arguments.server is not None:
+        from llamachat.cli.served_model import refuse_local
+
+        refuse_local(options)
     if arguments.plain:
         os.environ["TERM"] = "dumb"  # understood by all that draws here: no colour, nothing that moves
     save = not (arguments.no_save or arguments.infill)  # there is no conversation in filling a gap
@@ -61,14 +66,21 @@ def _talk(arguments: ChatArguments, options: ChatOptions, question: Question | N
     if question is None:
         from llamachat.cli.terminal.screen import open_screen
 
-        open_screen(arguments.model, options, resume=arguments.resume, save=save, show_stats=arguments.stats)
+        open_screen(
+            arguments.model,
+            options,
+            server=arguments.server,
+            resume=arguments.resume,
+            save=save,
+            show_stats=arguments.stats,
+        )
         return
 
     from llamachat.cli.context import keeping_context, restore_context
     from llamachat.cli.one_answer import answer_once
     from llamachat.cli.opening import open_chat
 
-    with open_chat(arguments.model, options, resume=arguments.resume, save=save) as opened:
+    with open_chat(arguments.model, options, server=arguments.server, resume=arguments.resume, save=save) as opened:
         if restored := restore_context(opened):
             out.note(restored)
         with keeping_context(opened) if opened.resumed else nullcontext():

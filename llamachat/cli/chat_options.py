@@ -52,6 +52,10 @@ class ChatArguments:
     """The command line of `llamachat chat` as it was typed, in the order of its help."""
 
     model: Annotated[str | None, typer.Argument(help="Default: the model pulled last, else the demo model.")] = None
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Use a model of an OpenAI-compatible server; its key: LLAMACHAT_API_KEY."),
+    ] = None
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this once and exit.")] = None
     system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt; '' for none.")] = None
     files: Annotated[list[Path] | None, typer.Option("--file", "-f", help="Text put before the prompt.")] = None
@@ -148,6 +152,7 @@ def chat_options(arguments: ChatArguments) -> ChatOptions:
     """What a session is opened with; raise `typer.BadParameter` for values that no option has."""
     from llamachat.cli.opening import ChatOptions
 
+    grammar, schema = _grammar(arguments)
     return ChatOptions(
         engine=_engine_options(arguments),
         sampling={name: getattr(arguments, name) for name in _SAMPLING},
@@ -160,12 +165,14 @@ def chat_options(arguments: ChatArguments) -> ChatOptions:
         strict_tags=arguments.strict_tags,
         examples=_turns(arguments.examples),
         infill=(read_text(arguments.infill[0]), read_text(arguments.infill[1])) if arguments.infill else None,
-        grammar=_grammar(arguments),
+        grammar=grammar,
+        schema=schema,
     )
 
 
-def _grammar(arguments: ChatArguments) -> str | None:
-    from llamachat.cli.grammar import read_grammar, read_schema
+def _grammar(arguments: ChatArguments) -> tuple[str | None, Any]:
+    """What answers are held to: as a grammar, and as the schema that a server holds them to by itself."""
+    from llamachat.cli.grammar import read_grammar, read_json, read_schema
 
     schema, grammar = arguments.json_schema, arguments.grammar
     if schema and grammar:
@@ -175,8 +182,8 @@ def _grammar(arguments: ChatArguments) -> str | None:
     if arguments.stop and (schema or grammar):
         raise typer.BadParameter("--stop could cut an answer that a grammar is to complete: leave it out.")
     if schema:
-        return read_schema(schema)
-    return read_grammar(grammar) if grammar else None
+        return (None if arguments.server else read_schema(schema)), read_json(schema)
+    return read_grammar(grammar) if grammar else None, None
 
 
 def _turns(examples: Path | None) -> tuple[Message, ...]:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from llamachat.chat.session import Session
 from llamachat.cli.format import count, size
-from llamachat.cli.opening import OpenChat
+from llamachat.cli.opening import OpenChat, is_held_with
 from llamachat.cli.output import out
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 from llamachat.engine.base import CacheState
@@ -23,7 +23,6 @@ from llamachat.models.contexts import (
     context_path,
     forget_context,
     make_room,
-    model_key,
     open_context,
     touch_context,
     writing_context,
@@ -48,7 +47,7 @@ class _Skipped(Exception):
 def restore_context(chat: OpenChat) -> str | None:
     """Bring back what was in the window of the conversation that goes on; say how much it was, if anything."""
     stored = chat.resumed
-    if stored is None or stored.facts.model != chat.model.label or not context_path(stored.id).exists():
+    if stored is None or not is_held_with(chat.model, stored.facts) or not context_path(stored.id).exists():
         return None
     started = time.monotonic()
     with out.status("Restoring the context window (Ctrl-C skips)"), cancel_on_interrupt() as cancel:
@@ -63,8 +62,9 @@ def _restore(chat: OpenChat, session_id: int, cancel: threading.Event) -> int:
     try:
         with open_context(session_id) as file:
             session.left_out = _left_out(file, session)
-            if prompt := session.seen():
-                n_tokens = session.engine.restore_state(file, model_key(chat.model), prompt.ids, cancel)
+            prompt, key = session.seen(), chat.model.content_key
+            if prompt and key is not None:
+                n_tokens = session.engine.restore_state(file, key, prompt.ids, cancel)
                 chat.kept_ids = prompt.ids[:n_tokens]
     except OSError:
         pass  # as good as none
@@ -149,7 +149,7 @@ def _keep(chat: OpenChat, session_id: int, cached: CacheState, *, is_hurried: bo
         try:
             with writing_context(session_id, is_synced=not is_hurried) as file:
                 _write_note(file, chat.session)
-                if not chat.session.engine.save_state(file, model_key(chat.model), cancel):
+                if not chat.session.engine.save_state(file, chat.model.content_key or "", cancel):
                     raise _Skipped
             chat.kept_ids = tuple(cached.ids)
         except _Skipped:

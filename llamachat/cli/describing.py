@@ -8,6 +8,8 @@ from llamachat.chat.history import StoredSession
 from llamachat.chat.history.titles import make_title
 from llamachat.chat.session import Session
 from llamachat.cli.format import count
+from llamachat.engine.base import Tokenizer
+from llamachat.errors import TokensUnknown
 
 _RESULT_LINES = 3
 _RESULT_COLUMNS = 200
@@ -40,8 +42,8 @@ def describe_compaction(event: Compacting | Compacted | NotCompacted) -> str:
 def describe_read_again(answer: Answer) -> str | None:
     """How long it took that turns were left out and the rest had to be evaluated again; None if it had not."""
     stats = answer.stats
-    is_read = answer.finish_reason != "interrupted" or stats.n_generated > 0
-    if not (answer.is_rest_read_again and is_read):
+    is_read = answer.finish_reason != "interrupted" or bool(stats.n_generated)
+    if stats.prefill_s is None or stats.n_evaluated is None or not (answer.is_rest_read_again and is_read):
         return None
     return f"(The rest took {stats.prefill_s:.1f} s to read: {count(stats.n_evaluated, 'token')})"
 
@@ -54,6 +56,32 @@ def describe_tool(event: ToolCalled | ToolReturned) -> str:
     shown = [f"{line[:_RESULT_COLUMNS]}{'…' * (len(line) > _RESULT_COLUMNS)}" for line in lines[:_RESULT_LINES]]
     more = [f"  … ({count(len(lines) - len(shown), 'more line')})"] if len(lines) > len(shown) else []
     return "\n".join([f"← {shown[0]}", *(f"  {line}" for line in shown[1:]), *more])
+
+
+def describe_stats(answer: Answer) -> str:
+    """One line about an answer: why it ended, tokens and speeds, as far as they are known."""
+    stats = answer.stats
+    prompt = [
+        f"prompt {stats.n_prompt} tokens" if stats.n_prompt is not None else "",
+        f"{stats.n_reused} of them reused" if stats.n_prompt is not None and stats.n_reused is not None else "",
+        f"{stats.prompt_tps:.1f} tok/s" if stats.prompt_tps is not None else "",
+    ]
+    generated = [
+        f"answer {stats.n_generated} tokens" if stats.n_generated is not None else "",
+        f"{stats.generation_tps:.1f} tok/s" if stats.generation_tps is not None else "",
+    ]
+    figures = (", ".join(filter(None, part)) for part in (prompt, generated))
+    first = f"first token after {stats.ttft_s:.2f} s"
+    drafts = f"drafted {stats.n_drafted:,}, accepted {stats.n_accepted:,}" if stats.n_drafted else ""
+    return " · ".join(filter(None, [answer.finish_reason, *figures, first, drafts]))
+
+
+def describe_length(text: str, tokenizer: Tokenizer) -> str:
+    """How many tokens a text has; characters where nobody counts tokens."""
+    try:
+        return count(len(tokenizer.tokenize(text)), "token")
+    except TokensUnknown:
+        return count(len(text), "character")
 
 
 def describe_resumed(stored: StoredSession) -> str:
@@ -81,7 +109,7 @@ def describe_unmet(session: Session, reasoning: str) -> str | None:
     """Why a wish about thinking cannot be met as it was said; None if it can."""
     template = session.template
     thinks, can_switch = template.reasoning is not None, template.can_switch_thinking
-    if session.grammar and thinks and not (can_switch and reasoning != "on"):
+    if session.is_held and thinks and not (can_switch and reasoning != "on"):
         return "A grammar holds the answer from its first word: the model answers without thinking first."
     if reasoning == "on" and not can_switch:
         how = "has no switch for it: the model thinks when it does so by itself" if thinks else "does not know of it"

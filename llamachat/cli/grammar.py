@@ -24,13 +24,14 @@ def read_schema(path: Path) -> str:
     """A grammar for the JSON Schema in a file; what it cannot hold is said."""
     from llamachat.chat.json_schema import schema_to_grammar
 
-    grammar = schema_to_grammar(_parse(path), path)
+    grammar = schema_to_grammar(read_json(path), path)
     if grammar.notes:
         out.warning(f"{path}: this is not held, so check it in the answer: {', '.join(grammar.notes)}.")
     return grammar.text
 
 
-def _parse(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The JSON Schema in a file, as it stands there."""
     try:
         return json.loads(read_text(path), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

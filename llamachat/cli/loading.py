@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from llamachat.cli.memory import describe_draft
 from llamachat.cli.output import out
@@ -24,16 +24,26 @@ class Meanwhile(Protocol):
     """What to do while a model loads."""
 
     def __call__(self, what: str, is_done: Callable[[], bool]) -> None:
-        """Return once `is_done`, or raise to give up; `what` is being loaded."""
+        """Return once `is_done`, or raise to give up; `what` is going on."""
 
 
-def _load_beside(stored: StoredModel, options: EngineOptions, meanwhile: Meanwhile) -> Engine:
-    """Load a model in a thread; if `meanwhile` raises, the loading ends first."""
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Closable)
+
+Begin = Callable[[threading.Event], T]
+"""Gets something ready; ends soon, with an error, once the event is set."""
+
+
+def _beside(what: str, begin: Begin[T], meanwhile: Meanwhile) -> T:
+    """Get something ready in a thread; if `meanwhile` raises, that ends first."""
     cancel = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(open_engine, stored.path, options, cancel)
+        loading = pool.submit(begin, cancel)
         try:
-            meanwhile(stored.label, loading.done)
+            meanwhile(what, loading.done)
         except BaseException:
             cancel.set()
             with suppress(LlamachatError):
@@ -42,19 +52,32 @@ def _load_beside(stored: StoredModel, options: EngineOptions, meanwhile: Meanwhi
         return loading.result()
 
 
-def load_engine(stored: StoredModel, options: EngineOptions) -> Engine:
-    """Load a model, showing that it takes a while. Ctrl-C ends it: llama.cpp must not be interrupted half-way."""
-    with out.status(f"Loading {stored.label}"), cancel_on_interrupt() as cancel:
+def _alone(words: str, begin: Begin[T]) -> T:
+    """Get something ready, showing that it takes a while.
+
+    Ctrl-C ends that: llama.cpp must not be interrupted half-way.
+    """
+    with out.status(words), cancel_on_interrupt() as cancel:
         try:
-            engine = open_engine(stored.path, options, cancel)
+            ready = begin(cancel)
         except LlamachatError:
             if cancel.is_set():
                 raise KeyboardInterrupt from None
             raise
     if cancel.is_set():
-        engine.close()
+        ready.close()
         raise KeyboardInterrupt
-    return engine
+    return ready
+
+
+def wait_for(words: str, begin: Begin[T], meanwhile: Meanwhile | None) -> T:
+    """Get something ready while something else goes on, if there is anything."""
+    return _beside(words, begin, meanwhile) if meanwhile else _alone(words, begin)
+
+
+def load_engine(stored: StoredModel, options: EngineOptions) -> Engine:
+    """Load a model, showing that it takes a while."""
+    return _alone(f"Loading {stored.label}", lambda cancel: open_engine(stored.path, options, cancel))
 
 
 def load_with_adapters(
@@ -68,7 +91,10 @@ def load_with_adapters(
     wanted = replace(options, adapters=found)
     if isinstance(options.draft, Path):
         out.note(describe_draft(options.draft, stored, options))
-    engine = _load_beside(stored, wanted, meanwhile) if meanwhile else load_engine(stored, wanted)
+    if meanwhile:
+        engine = _beside(f"Loading {stored.label}", lambda cancel: open_engine(stored.path, wanted, cancel), meanwhile)
+    else:
+        engine = load_engine(stored, wanted)
     if engine.info.n_ctx > engine.info.n_ctx_train > 0:
         out.warning(
             f"The window of {engine.info.n_ctx:,} tokens is longer than the {engine.info.n_ctx_train:,} "

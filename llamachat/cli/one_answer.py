@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamachat.chat.events import Answer
-from llamachat.cli.describing import describe_read_again
+from llamachat.cli.describing import describe_length, describe_read_again
 from llamachat.cli.opening import OpenChat
 from llamachat.cli.output import out
 from llamachat.cli.question import Question
@@ -27,7 +27,7 @@ def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: b
     assert answer is not None  # only /compact ends without one
     if as_json:
         out.json(_as_json(opened, answer))
-    if opened.session.grammar and answer.finish_reason == "length":
+    if opened.session.is_held and answer.finish_reason == "length":
         out.warning(
             "The answer is incomplete: there was no room for all that the grammar asks for. Raise --max-tokens."
         )
@@ -42,7 +42,7 @@ def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: b
 
 
 def _describe_sources(question: Question, tokenizer: Tokenizer) -> str:
-    return " · ".join(f"{name}: {len(tokenizer.tokenize(text)):,} tokens" for name, text in question.sources)
+    return " · ".join(f"{name}: {describe_length(text, tokenizer)}" for name, text in question.sources)
 
 
 def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
@@ -60,8 +60,8 @@ def _as_json(opened: OpenChat, answer: Answer) -> dict[str, object]:
         "timings": {
             "load_s": round(opened.session.engine.info.load_s, 4),
             "ttft_s": round(stats.ttft_s, 4),
-            "prompt_tps": round(stats.prompt_tps, 3),
-            "generation_tps": round(stats.generation_tps, 3),
+            "prompt_tps": _rounded(stats.prompt_tps),
+            "generation_tps": _rounded(stats.generation_tps),
         },
         **({"draft": {"drafted": stats.n_drafted, "accepted": stats.n_accepted}} if is_asked else {}),
     }
@@ -73,3 +73,8 @@ def _tool_calls(answer: Answer) -> list[dict[str, object]]:
         for step in answer.steps
         for call, result in step.outcomes
     ]
+
+
+def _rounded(speed: float | None) -> float | None:
+    """None stays what a server does not tell."""
+    return None if speed is None else round(speed, 3)

@@ -1,10 +1,10 @@
-"""From a model's name to a session: store, engine, template and sampling put together."""
+"""From a model's name to a session: what answers come from, and what was said, put together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,16 +14,16 @@ from llamachat.chat.history import History, SessionFacts, StoredSession
 from llamachat.chat.message import Message
 from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Overflow, Session
-from llamachat.chat.templates import ASKED_FOR, Infill, TemplateChoice, choose_template
+from llamachat.chat.templates import TemplateChoice
 from llamachat.chat.tools.use import Toolbox
-from llamachat.cli.describing import describe_unmet
-from llamachat.cli.format import size
-from llamachat.cli.loading import Meanwhile, load_with_adapters
+from llamachat.cli.describing import describe_stats, describe_unmet
+from llamachat.cli.loading import Meanwhile
+from llamachat.cli.local_model import LocalModel
 from llamachat.cli.output import out
-from llamachat.engine.base import Engine, EngineOptions, KvType, LoraAdapter, RopeScaling
-from llamachat.engine.sampling import SamplingParams, recommended
+from llamachat.cli.source import Source
+from llamachat.engine.base import EngineOptions, KvType, LoraAdapter, RopeScaling
+from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import HistoryFailed, LlamachatError, NoToolCalls, PromptTooLong
-from llamachat.models.memory import kv_bytes_per_token, read_shape
 from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
 from llamachat.paths import history_path
@@ -31,7 +31,6 @@ from llamachat.paths import history_path
 Reasoning = Literal["auto", "on", "off", "hide"]
 """Thinking before answers: as the template has it by itself, switched on, switched off, or as it is but not shown."""
 
-_CTX_STEP = 1024
 _THINKING: Mapping[Reasoning, bool | None] = {"auto": None, "on": True, "off": False, "hide": None}
 
 
@@ -48,6 +47,8 @@ class ChatOptions:
     overflow: Overflow | None = None
     reasoning: Reasoning = "auto"
     grammar: str | None = None
+    schema: Any = None
+    """The JSON Schema that the grammar was made of."""
     strict_tags: bool = False
     examples: Sequence[Message] = ()
     infill: tuple[str, str] | None = None
@@ -60,7 +61,7 @@ class OpenChat:
     """A session with what it was made of. Model, window and adapters can be changed while the conversation goes on."""
 
     options: ChatOptions
-    model: StoredModel
+    model: Source
     session: Session
     choice: TemplateChoice
     adapters: Sequence[LoraAdapter] = ()
@@ -74,27 +75,25 @@ class OpenChat:
     kept_ids: tuple[int, ...] = ()
     """What of the context window is in a file."""
 
-    def reopen(self, model: StoredModel, options: EngineOptions) -> None:
+    def reopen(self, model: Source, options: EngineOptions) -> None:
         """Go on with another model, or the same one opened otherwise. If that fails everything is as it was."""
-        same = model.path == self.model.path
+        same = model.is_same(self.model)
         self._become(model, replace(self.options, engine=options, template=self.options.template if same else None))
         self._keep_facts()
 
-    def _become(self, model: StoredModel, changed: ChatOptions) -> None:
-        engine, adapters = load_with_adapters(model, changed.engine)
+    def _become(self, model: Source, changed: ChatOptions) -> None:
+        new = model.open(changed)
         try:
-            choice = _choose_template(model, engine, changed)
-            sampling = _sampling(model, choice, engine.info.metadata, changed)
-            if self.session.tools and choice.template.calls is None:
-                raise NoToolCalls(choice.template.name)
+            if self.session.tools and new.choice.template.calls is None:
+                raise NoToolCalls(new.choice.template.name)
             if self.session.conversation.messages:
-                choice.template.render(self.session.conversation, engine.tokenizer)  # which some templates refuse
+                new.choice.template.render(self.session.conversation, new.engine.tokenizer)  # which some refuse
         except LlamachatError:
-            engine.close()
+            new.engine.close()
             raise
         self.session.engine.close()
-        self.session.change(engine, choice.template, sampling)
-        self.options, self.model, self.choice, self.adapters = changed, model, choice, adapters
+        self.session.change(new.engine, new.choice.template, new.sampling)
+        self.options, self.model, self.choice, self.adapters = changed, model, new.choice, new.adapters
         self.kept_ids = ()
 
     def set_sampling(self, values: Mapping[str, float]) -> None:
@@ -125,7 +124,7 @@ class OpenChat:
 
     def resume(self, stored: StoredSession) -> None:
         """Go on with a stored conversation as it stopped, if that was with the model there is now; else with that."""
-        if stored.facts.model == self.model.label:
+        if is_held_with(self.model, stored.facts):
             self._answer_as(stored.facts)
         self.adopt(stored)
 
@@ -134,7 +133,7 @@ class OpenChat:
         open_options = replace(
             self.options, sampling={}, template=None, engine=open_engine, max_tokens=None, stop=(), overflow=None
         )
-        options = _as_before(open_options, facts, same_model=True)
+        options = _as_before(open_options, facts, self.model)
         now, engine = self.facts(), self.options.engine
         is_other = (engine.kv_type, engine.rope_scaling) != (options.engine.kv_type, options.engine.rope_scaling)
         if is_other or (now.template, now.n_ctx, now.adapters) != (facts.template, facts.n_ctx, facts.adapters):
@@ -153,17 +152,10 @@ class OpenChat:
 
     def window_advice(self, error: PromptTooLong) -> str:
         """What would make room for a prompt that is too long, and what that costs in memory."""
-        n_ctx = -(-error.n_needed // _CTX_STEP) * _CTX_STEP
-        read = read_shape(self.model.path)
-        if read is None:
-            return error.next_step
-        shape, n_ctx_train = read
         shorten = "Shorten it, "
         if any(turn[0].is_pinned for turn in self.session.conversation.turns):
             shorten += "let pinned turns go with /pin off, "
-        more_bytes = (n_ctx - error.n_ctx) * kv_bytes_per_token(shape, self.options.engine.kv_type or "f16")
-        beyond = " --rope-scaling yarn, since the model was trained for less" if n_ctx > n_ctx_train else ""
-        return f"{shorten}or give a larger window: --ctx {n_ctx}{beyond}, which takes {size(more_bytes)} more memory."
+        return self.model.room_advice(error, self.options.engine, shorten)
 
     def title(self) -> str:
         """What the conversation is called in the history; empty if it is not there."""
@@ -178,13 +170,19 @@ class OpenChat:
         """What answers are made with at the moment, for the history; `sampling` for one that has its own."""
         return SessionFacts(
             model=self.model.label,
-            model_sha256=self.model.manifest.sha256 if self.model.manifest else None,
+            model_sha256=self.model.sha256,
             template=self.choice.template.name,
-            sampling={**asdict(sampling or self.session.sampling), "seed": self.session.sampling.seed},
+            sampling=self._chosen(sampling or self.session.sampling),
             n_ctx=self.session.engine.info.n_ctx,
             adapters=tuple((str(adapter.path), adapter.scale) for adapter in self.adapters),
             options=self._other_options(),
+            server=self.model.server,
         )
+
+    def _chosen(self, sampling: SamplingParams) -> Mapping[str, Any]:
+        """The seed is the session's: an answer's own is kept with it."""
+        chosen = sampling.chosen()
+        return {**chosen, "seed": self.session.sampling.seed} if "seed" in chosen else chosen
 
     def _other_options(self) -> dict[str, Any]:
         """What is not as it would be by itself. Of a grammar only that there is one: see `open_chat`."""
@@ -195,28 +193,17 @@ class OpenChat:
             "overflow": session.overflow if session.overflow != "drop" else None,
             "kv_type": engine.kv_type if engine.kv_type != "f16" else None,
             "rope_scaling": engine.rope_scaling,
-            "grammar": session.grammar is not None,
+            "grammar": session.is_held,
         }
         return {name: value for name, value in options.items() if value}
 
     def describe(self) -> str:
-        """One line: model with its adapters, context, threads or GPU, template."""
-        info = self.session.engine.info
-        n_threads = info.n_threads
-        where = "GPU" if info.backend == "GPU" else f"{n_threads} thread{'s' * (n_threads > 1)}"
-        model = " + ".join([self.model.label, *(adapter.path.name for adapter in self.adapters)])
-        return f"{model} · {info.n_ctx:,} tokens · {where} · template {self.choice.template.name}"
+        """One line: the model, where it runs and how, its template."""
+        return self.model.describe(self.session.engine.info, self.adapters, self.choice.template.name)
 
     def describe_stats(self, answer: Answer) -> str:
         """One line about an answer: why it ended, tokens and speeds."""
-        stats = answer.stats
-        drafts = f"drafted {stats.n_drafted:,}, accepted {stats.n_accepted:,} · " if stats.n_drafted else ""
-        return (
-            f"{answer.finish_reason} · prompt {stats.n_prompt} tokens, {stats.n_reused} of them reused, "
-            f"{stats.prompt_tps:.1f} tok/s · answer {stats.n_generated} tokens, {stats.generation_tps:.1f} tok/s · "
-            f"first token after {stats.ttft_s:.2f} s · {drafts}"
-            f"template {self.choice.template.name} ({self.choice.reason})"
-        )
+        return f"{describe_stats(answer)} · template {self.choice.template.name} ({self.choice.reason})"
 
 
 @contextmanager
@@ -224,18 +211,20 @@ def open_chat(
     model: str | None,
     options: ChatOptions,
     *,
+    server: str | None = None,
     resume: str | None = None,
     save: bool = True,
     meanwhile: Meanwhile | None = None,
 ) -> Iterator[OpenChat]:
     """Load a model and begin a conversation with it, or go on with a stored one where and as it stopped.
 
+    With `server`, an address, the model is one of those that run there.
     The model is loaded in a thread if there is something to do `meanwhile`.
     """
     with open_history(needed=resume is not None, wanted=save) as history:
         stored = history.load(history.find(resume)) if history and resume is not None else None
-        found = resolve(model) if model or not stored else _model_of(stored)
-        options = _as_before(options, stored.facts, same_model=found.label == stored.facts.model) if stored else options
+        found = _find(model, server, stored, meanwhile)
+        options = _as_before(options, stored.facts, found) if stored else options
         with _open_session(found, options, meanwhile) as opened:
             if history and save:
                 record = HistoryRecord(history, opened.facts, lambda error: out.warning(f"{error} {error.next_step}"))
@@ -249,6 +238,23 @@ def open_chat(
             yield opened
 
 
+def _find(model: str | None, server: str | None, stored: StoredSession | None, meanwhile: Meanwhile | None) -> Source:
+    """What is asked for, or else what a stored conversation was held with. A served model is never sought here."""
+    facts = stored.facts if stored else None
+    was_served = facts is not None and facts.server is not None
+    if server is None and (model is not None or not was_served):
+        return LocalModel(resolve(model) if model or not stored else _model_of(stored))
+    from llamachat.cli.served_model import is_same_server, reach
+
+    there = server or (facts.server if facts else None) or ""
+    if model is None and facts and facts.server and is_same_server(there, facts.server):
+        model = facts.model
+    served = reach(there, model, is_named=server is not None, meanwhile=meanwhile)
+    if server is None:  # the conversation may come from a file that somebody else has written
+        out.note(f"What you say goes to {served.label} at {served.server}.")
+    return served
+
+
 def _model_of(stored: StoredSession) -> StoredModel:
     try:
         return resolve(stored.facts.model)
@@ -258,22 +264,29 @@ def _model_of(stored: StoredSession) -> StoredModel:
         raise
 
 
+def is_held_with(source: Source, facts: SessionFacts) -> bool:
+    """Whether a conversation was held with this model. One of a server is no other by the same name."""
+    return (source.label, source.server) == (facts.model, facts.server)
+
+
 def _overflow(options: ChatOptions) -> Overflow:
     return options.overflow or "drop"
 
 
-def _as_before(options: ChatOptions, facts: SessionFacts, *, same_model: bool) -> ChatOptions:
+def _as_before(options: ChatOptions, facts: SessionFacts, source: Source) -> ChatOptions:
     """What the command line leaves open is as it was; what belongs to a model only if that is the same."""
+    if (source.server is None) != (facts.server is None):
+        return options
     asked = {name: value for name, value in options.sampling.items() if value is not None}
     then = facts.options
     options = replace(
         options,
-        sampling={**asdict(facts.sampling_params()), **asked},
+        sampling={**facts.sampling_params().chosen(), **asked},
         max_tokens=options.max_tokens or then.get("max_tokens"),
         stop=options.stop or tuple(then.get("stop", ())),
         overflow=options.overflow or _known(then.get("overflow"), Overflow),
     )
-    if not same_model:
+    if source.server is not None or not is_held_with(source, facts):
         return options
     engine = replace(
         options.engine,
@@ -292,30 +305,29 @@ def _known(word: Any, words: Any) -> Any:
 
 
 @contextmanager
-def _open_session(stored: StoredModel, options: ChatOptions, meanwhile: Meanwhile | None) -> Iterator[OpenChat]:
-    engine, adapters = load_with_adapters(stored, options.engine, meanwhile)
+def _open_session(source: Source, options: ChatOptions, meanwhile: Meanwhile | None) -> Iterator[OpenChat]:
+    new = source.open(options, meanwhile)
     try:
-        choice = _choose_template(stored, engine, options)
-        default_system = stored.system or choice.template.system
-        system = options.system if options.system is not None else default_system
+        system = options.system if options.system is not None else new.system
         session = Session(
-            engine,
-            choice.template,
-            _sampling(stored, choice, engine.info.metadata, options),
-            system=system or choice.template.no_system,
+            new.engine,
+            new.choice.template,
+            new.sampling,
+            system=system or new.choice.template.no_system,
             max_tokens=options.max_tokens,
             stop=options.stop,
             overflow=_overflow(options),
             grammar=options.grammar,
+            schema=options.schema,
             strict_tags=options.strict_tags,
             examples=options.examples,
             thinking=_THINKING[options.reasoning],
             toolbox=options.toolbox,
         )
     except LlamachatError:
-        engine.close()
+        new.engine.close()
         raise
-    opened = OpenChat(options, stored, session, choice, adapters)
+    opened = OpenChat(options, source, session, new.choice, new.adapters)
     if note := describe_unmet(session, options.reasoning):
         out.note(note)
     try:
@@ -342,22 +354,3 @@ def open_history(*, needed: bool, wanted: bool) -> Iterator[History | None]:
         for notice in history.notices:
             out.warning(notice)
         yield history
-
-
-def _choose_template(stored: StoredModel, engine: Engine, options: ChatOptions) -> TemplateChoice:
-    if options.infill is not None:
-        return TemplateChoice(Infill(*options.infill), ASKED_FOR)
-    choice = choose_template(options.template, stored.template, engine.info.metadata)
-    if not choice.template.is_chat and choice.reason != ASKED_FOR:
-        out.warning(f"{stored.label} is not a chat model ({choice.reason}): it continues the text you type.")
-    return choice
-
-
-def _sampling(
-    stored: StoredModel, choice: TemplateChoice, metadata: Mapping[str, str], options: ChatOptions
-) -> SamplingParams:
-    """General defaults, then what the header, the family and the catalogue recommend, then the user's wish."""
-    params = SamplingParams()
-    for layer in (recommended(metadata), choice.template.sampling, stored.sampling, options.sampling):
-        params = params.override(layer)
-    return params

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from llamachat.engine.sampling import SamplingParams
+from llamachat.errors import LlamachatError
 
 DEFAULT_N_CTX = 8192
 """The context window where nothing else is asked for, in tokens; a smaller one if the model was trained for that."""
@@ -70,17 +71,26 @@ class GenerationRequest:
     """GBNF that the answer obeys, from its rule `root`; it ends when that is complete. See `check_grammar`."""
     is_repeatable: bool = False
     """Whether it should give the same tokens again: nothing may depend on the clock then. True of all greedy ones."""
+    messages: Sequence[Mapping[str, str]] = ()
+    """What `prompt_ids` were made of, as chat templates take it: for engines that render conversations themselves."""
+    stop: Sequence[str] = ()
+    """Texts at which the answer ends; for the same engines. The caller looks for them all the same."""
+    schema: Any = None
+    """The JSON Schema that `grammar` stands for, for engines that take that instead."""
 
 
 @dataclass(frozen=True)
 class GenerationStats:
-    """Counts of tokens, and times in seconds. Prefill and decoding are always kept apart."""
+    """Counts of tokens, and times in seconds. Prefill and decoding are always kept apart.
 
-    n_prompt: int
-    n_reused: int
+    None is what a server does not tell. One that runs here knows everything.
+    """
+
+    n_prompt: int | None
+    n_reused: int | None
     """Prompt tokens that were still in the KV cache and not evaluated again."""
-    n_generated: int
-    prefill_s: float
+    n_generated: int | None
+    prefill_s: float | None
     ttft_s: float
     """From the request to the first token."""
     decode_s: float
@@ -91,18 +101,22 @@ class GenerationStats:
     """Those of them that came true."""
 
     @property
-    def n_evaluated(self) -> int:
+    def n_evaluated(self) -> int | None:
         """Prompt tokens that were evaluated."""
-        return self.n_prompt - self.n_reused
+        return self.n_prompt - self.n_reused if self.n_prompt is not None and self.n_reused is not None else None
 
     @property
-    def prompt_tps(self) -> float:
+    def prompt_tps(self) -> float | None:
         """Prompt tokens per second, counting those evaluated."""
+        if self.n_evaluated is None or self.prefill_s is None:
+            return None
         return self.n_evaluated / self.prefill_s if self.prefill_s > 0 else 0.0
 
     @property
-    def generation_tps(self) -> float:
+    def generation_tps(self) -> float | None:
         """Generated tokens per second; the first one belongs to the prefill."""
+        if self.n_generated is None or (self.n_generated > 1 and self.decode_s <= 0):  # the latter: all came at once
+            return None
         return (self.n_generated - 1) / self.decode_s if self.decode_s > 0 else 0.0
 
 
@@ -123,14 +137,37 @@ class Token:
 
 
 @dataclass(frozen=True)
+class AnswerBytes:
+    """The next bytes of the answer from an engine that does not tell its tokens: they may be of one, or of many."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ThoughtText:
+    """What the model says to itself before it answers, from an engine that tells it apart. No part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What the user should know about how the answer comes, in a sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class End:
     """The last event of every generation."""
 
     finish_reason: FinishReason
     stats: GenerationStats
+    trouble: LlamachatError | None = None
+    """What interrupted the answer, if it was not the user; what there was of it counts."""
 
 
-Event = Prefill | Token | End
+Event = Prefill | Token | AnswerBytes | ThoughtText | Remark | End
 
 
 @dataclass(frozen=True)
@@ -140,6 +177,7 @@ class EngineInfo:
     n_params: int
     size_bytes: int
     n_ctx: int
+    """0: a server's, which it does not tell."""
     n_ctx_train: int
     n_threads: int
     backend: str
@@ -212,6 +250,10 @@ class Engine(Protocol):
     @property
     def can_shift(self) -> bool:
         """Whether a run of ids can be taken out of the middle of the KV cache."""
+
+    @property
+    def can_continue(self) -> bool:
+        """Whether an answer can go on where it ended."""
 
     def generate(self, request: GenerationRequest, cancel: threading.Event) -> Iterator[Event]:
         """Evaluate the prompt and generate. Setting `cancel` ends the stream soon with "interrupted".

@@ -6,7 +6,7 @@ The chain is llama.cpp's: penalties → top-k → typical → top-p → min-p �
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 _PENALTY_WINDOW = 64
 _MIN_KEEP = 1
@@ -26,11 +26,23 @@ class SamplingParams:
     """Over the last 64 tokens; 1 is none."""
     seed: int | None = None
     """None: a new one for every generation."""
+    left_open: frozenset[str] = frozenset()
+    """Names that nobody chose a value for. A server takes its own for these; an engine here, what they are."""
 
     def override(self, values: Mapping[str, float | int | None]) -> SamplingParams:
         """A copy with every value that is not None."""
         changed = {name: value for name, value in values.items() if value is not None}
-        return replace(self, **changed) if changed else self  # type: ignore[arg-type]
+        still_open = self.left_open - changed.keys()
+        return replace(self, **changed, left_open=still_open) if changed else self  # type: ignore[arg-type]
+
+    def chosen(self) -> dict[str, float | int | None]:
+        """The values that were chosen, by name."""
+        values = asdict(self)
+        return {name: values[name] for name in SAMPLING_NAMES if name not in self.left_open}
+
+
+SAMPLING_NAMES = tuple(field.name for field in fields(SamplingParams) if field.name != "left_open")
+NOTHING_CHOSEN = SamplingParams(left_open=frozenset(SAMPLING_NAMES))
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class FakeEngine:
         self.ids: dict[bytes, int] = {}
         """Ids of pieces that are not that of their first byte."""
         self.can_shift = False
+        self.can_continue = True
         self.tokenizer = tokenizer or FakeTokenizer()
         self.info = EngineInfo(
             n_params=0,

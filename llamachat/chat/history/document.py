@@ -31,7 +31,7 @@ _MAX_COUNT = 2**53
 _MAX_CTX = 10_000_000
 _TITLE_COLUMNS = 200
 _SHA256_DIGITS = 64
-_STATS = {field.name: field.type for field in fields(GenerationStats) if field.default is MISSING}
+_STATS_FIELDS = {field.name: str(field.type) for field in fields(GenerationStats) if field.default is MISSING}
 """Names and types of what is kept of an answer's statistics: those that every answer has."""
 
 _Value = TypeVar("_Value")
@@ -74,7 +74,7 @@ def _message_to_json(stored: StoredMessage, ids: Mapping[int, int], facts: Sessi
         "finish_reason": stored.finish_reason,
         "facts": _facts_to_json(stored.facts) if stored.facts not in (None, facts) else None,
         "seed": stored.seed,
-        "stats": {name: getattr(stored.stats, name) for name in _STATS} if stored.stats else None,
+        "stats": {name: getattr(stored.stats, name) for name in _STATS_FIELDS} if stored.stats else None,
         **({"steps": steps_to_json(stored.message.steps)} if stored.message.steps else {}),
     }
 
@@ -130,13 +130,16 @@ def _message(entry: Mapping[str, Any], where: str, facts: SessionFacts) -> Store
     own = entry.get("facts")
     stats = entry.get("stats")
     reasoning = _take(entry.get("reasoning", ""), _is_text, f"{where}: reasoning")
+    made_with = _facts(own, f"{where}: facts") if own is not None else facts
     return replace(
         stored,
         message=replace(stored.message, reasoning=reasoning, steps=_steps(entry.get("steps", []), f"{where}: steps")),
         finish_reason=_take(entry.get("finish_reason"), _optional(_is_finish_reason), f"{where}: finish_reason"),
-        facts=_facts(own, f"{where}: facts") if own is not None else facts,
+        facts=made_with,
         seed=_take(entry.get("seed"), _optional(_is_count), f"{where}: seed"),
-        stats=_stats(stats, f"{where}: stats") if stats is not None else None,
+        stats=_stats(stats, f"{where}: stats", _SERVED_STATS if made_with.server else _STATS)
+        if stats is not None
+        else None,
     )
 
 
@@ -155,6 +158,7 @@ def _facts(value: object, where: str) -> SessionFacts:
     options = _take(table.get("options", {}), _is_object, f"{where}: options")
     for name, setting in options.items():
         _take(setting, _OPTIONS.get(name, _is_setting), f"{where}: options: {name[:40]}")
+    server = _take(table.get("server"), _optional(_is_name), f"{where}: server")
     adapters = [
         _take(entry, _is_object, f"{where}: adapters") for entry in _take(table.get("adapters"), _is_list, where)
     ]
@@ -163,20 +167,20 @@ def _facts(value: object, where: str) -> SessionFacts:
         model_sha256=_take(table.get("model_sha256"), _optional(_is_sha256), f"{where}: model_sha256"),
         template=_take(table.get("template"), _is_name, f"{where}: template"),
         sampling=sampling,
-        n_ctx=_take(table.get("n_ctx"), _within(int, 1, _MAX_CTX), f"{where}: n_ctx"),
+        n_ctx=_take(table.get("n_ctx"), _within(int, 0 if server else 1, _MAX_CTX), f"{where}: n_ctx"),
         adapters=tuple(
             (_take(entry.get("path"), _is_name, where), float(_take(entry.get("scale"), _is_number, where)))
             for entry in adapters
         ),
         options=options,
+        server=server,
     )
 
 
-def _stats(value: object, where: str) -> GenerationStats:
+def _stats(value: object, where: str, expected: Mapping[str, Callable[[Any], bool]]) -> GenerationStats:
     table = _take(value, _is_object, where)
     return GenerationStats(**{
-        name: _take(table.get(name), _is_count if kind == "int" else _within(float, 0, _MAX_COUNT), where)
-        for name, kind in _STATS.items()
+        name: _take(table.get(name), expected[kind], where) for name, kind in _STATS_FIELDS.items()
     })  # fmt: skip
 
 
@@ -250,6 +254,15 @@ def _is_setting(value: Any) -> bool:
 
 
 _is_count = _within(int, 0, _MAX_COUNT)
+_is_duration = _within(float, 0, _MAX_COUNT)
+
+_STATS: Mapping[str, Callable[[Any], bool]] = {
+    "int | None": _is_count,
+    "float | None": _is_duration,
+    "float": _is_duration,
+}
+"""By the type of a field of `GenerationStats`. Only a server may leave something untold."""
+_SERVED_STATS = {kind: _optional(is_good) if "None" in kind else is_good for kind, is_good in _STATS.items()}
 
 _SAMPLING: Mapping[str, Callable[[Any], bool]] = {
     "temperature": _within(float, 0, 1000),

@@ -92,14 +92,17 @@ _SUMMARIES_AND_OPTIONS = (
 _STEPS_OF_ANSWERS = ("ALTER TABLE message ADD COLUMN steps TEXT CHECK (typeof(steps) IN ('text', 'null'))",)
 """Calls of tools, as JSON."""
 
+_SERVERS = ("ALTER TABLE facts ADD COLUMN server TEXT CHECK (typeof(server) IN ('text', 'null'))",)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _SESSIONS_AND_MESSAGES,
     _WHAT_TO_INDEX,
     _REASONING,
     _SUMMARIES_AND_OPTIONS,
     _STEPS_OF_ANSWERS,
+    _SERVERS,
 )
-NEW_TABLES: tuple[tuple[str, ...], ...] = (("session", "facts", "message"), ("to_index",), (), (), ())
+NEW_TABLES: tuple[tuple[str, ...], ...] = (("session", "facts", "message"), ("to_index",), (), (), (), ())
 """The tables that each version adds."""
 
 

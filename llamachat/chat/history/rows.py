@@ -10,7 +10,7 @@ from llamachat.chat.message import Message
 from llamachat.chat.tools.values import ToolStep, steps_from_json, steps_to_json
 from llamachat.engine.base import GenerationStats
 
-FACTS_COLUMNS = "model, model_sha256, template, sampling, n_ctx, adapters, options"
+FACTS_COLUMNS = "model, model_sha256, template, sampling, n_ctx, adapters, options, server"
 STATS_COLUMNS = "n_prompt, n_reused, n_generated, prefill_s, ttft_s, decode_s"
 MESSAGE_COLUMNS = (
     "key, parent, role, content, reasoning, steps, is_pinned, created, n_summarized, finish_reason, facts, seed, "
@@ -25,14 +25,15 @@ def facts_row(facts: SessionFacts) -> tuple[str | int | None, ...]:
     sampling = json.dumps(dict(facts.sampling), sort_keys=True)
     adapters = json.dumps([list(adapter) for adapter in facts.adapters])
     options = json.dumps(dict(facts.options), sort_keys=True)
-    return (facts.model, facts.model_sha256, facts.template, sampling, facts.n_ctx, adapters, options)
+    return (facts.model, facts.model_sha256, facts.template, sampling, facts.n_ctx, adapters, options, facts.server)
 
 
 def read_facts(row: tuple[Any, ...]) -> SessionFacts:
     """A row of `FACTS_COLUMNS`; raises ValueError or TypeError if it cannot be read."""
-    model, sha256, template, sampling, n_ctx, adapters, options = row
+    model, sha256, template, sampling, n_ctx, adapters, options, server = row
     pairs = tuple((str(path), float(scale)) for path, scale in json.loads(adapters))
-    return SessionFacts(model, sha256, template, dict(json.loads(sampling)), n_ctx, pairs, dict(json.loads(options)))
+    others = dict(json.loads(options))
+    return SessionFacts(model, sha256, template, dict(json.loads(sampling)), n_ctx, pairs, others, server)
 
 
 def stats_row(stats: GenerationStats | None) -> tuple[int | float | None, ...]:
@@ -72,5 +73,5 @@ def read_message(row: tuple[Any, ...], facts: dict[int, SessionFacts]) -> Stored
         finish_reason=finish_reason,
         facts=facts.get(facts_id),
         seed=seed,
-        stats=GenerationStats(*stats) if None not in stats else None,
+        stats=GenerationStats(*stats) if stats[-1] is not None else None,
     )

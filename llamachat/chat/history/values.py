@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from llamachat.chat.message import Conversation, Message
 from llamachat.engine.base import FinishReason, GenerationStats
-from llamachat.engine.sampling import SamplingParams
+from llamachat.engine.sampling import SAMPLING_NAMES, SamplingParams
 
 FOLLOWS: Mapping[str | None, tuple[str, ...]] = {
     None: ("system", "user"),
@@ -34,11 +34,14 @@ class SessionFacts:
     """Path and scale of each."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """As JSON has it: what else differs from the defaults, by the names of chat's options."""
+    server: str | None = None
+    """The address of the server that runs the model; None: it is one of this machine."""
 
     def sampling_params(self) -> SamplingParams:
-        """What `sampling` says, as far as it is known here; the rest as by default."""
-        known = {field.name for field in fields(SamplingParams)}
-        return SamplingParams(**{name: value for name, value in self.sampling.items() if name in known})
+        """What `sampling` says, as far as it is known here; the rest as by default, or left to the server."""
+        known = {name: value for name, value in self.sampling.items() if name in SAMPLING_NAMES}
+        left_open = frozenset(SAMPLING_NAMES) - known.keys() if self.server else frozenset()
+        return SamplingParams(**known, left_open=left_open)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from llamachat.chat.templates.llama3 import Llama3, Llama31, Llama32, Llama33
 from llamachat.chat.templates.mistral import MistralV01, MistralV02, MistralV03
 from llamachat.chat.templates.none import NoTemplate
 from llamachat.chat.templates.plain_text import Alpaca, Llama2Chinese, Vicuna, WizardLM, Zephyr
+from llamachat.chat.templates.served import Seen, Served
 
 __all__ = [
     "ASKED_FOR",
@@ -41,6 +42,8 @@ __all__ = [
     "NoTemplate",
     "PromptTemplate",
     "Qwen25",
+    "Seen",
+    "Served",
     "TemplateChoice",
     "Vicuna",
     "WizardLM",

@@ -85,7 +85,7 @@ def _edit(session: PromptSession[str], what: str, is_done: Callable[[], bool], l
     def watch() -> None:
         session.app.create_background_task(leave_when_done())
 
-    session.bottom_toolbar = lambda: visible(f"Loading {what}" + (" · what you sent waits for it" if is_sent() else ""))
+    session.bottom_toolbar = lambda: visible(what + (" · what you sent waits for it" if is_sent() else ""))
     session.key_bindings = merge_key_bindings([usual, bindings]) if usual else bindings
     session.app.erase_when_done = True
     try:

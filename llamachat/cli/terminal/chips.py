@@ -23,7 +23,7 @@ _FIRST, _LAST = 0xF0000, 0xFFFFD  # Supplementary Private Use Area-A
 class Chips:
     """The pastes that were folded, by the character that stands for each."""
 
-    def __init__(self, count_tokens: Callable[[str], int] | None = None) -> None:
+    def __init__(self, count_tokens: Callable[[str], int | None] | None = None) -> None:
         self.count_tokens = count_tokens
         """None as long as there is no model to ask."""
         self._texts: dict[str, str] = {}
@@ -54,7 +54,9 @@ class Chips:
         if self.count_tokens is None:
             return f"[pasted {n_lines:,} lines]"
         if character not in self._labels:
-            self._labels[character] = f"[pasted {n_lines:,} lines, {self.count_tokens(text):,} tokens]"
+            n_tokens = self.count_tokens(text)
+            tokens = "" if n_tokens is None else f", {n_tokens:,} tokens"
+            self._labels[character] = f"[pasted {n_lines:,} lines{tokens}]"
         return self._labels[character]
 
 

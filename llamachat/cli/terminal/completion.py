@@ -26,7 +26,6 @@ class ChatCompleter(Completer):
         self._words: Mapping[str, Words] = {
             "/set": lambda: SETTINGS_NAMES,
             "/retry": _sampling,
-            "/model": _models,
             "/reasoning": lambda: REASONING_MODES,
             **(words or {}),
         }
@@ -65,12 +64,3 @@ def _starting_with(text: str, words: Iterable[str]) -> Iterable[Completion]:
 
 def _sampling() -> Iterable[str]:
     return [f"{name}=" for name in SAMPLING_NAMES]
-
-
-def _models() -> Iterable[str]:
-    from llamachat.models import store
-    from llamachat.models.catalog import load_catalog
-    from llamachat.models.embedded import find_embedded
-
-    embedded = find_embedded(load_catalog())
-    return [stored.label for stored in (*store.list_stored(), *([embedded] if embedded else []))]

@@ -41,13 +41,13 @@ class Reader(Protocol):
         """The next message or command, which may have several lines; `begun` stands there already."""
 
     def read_ahead(self, what: str, is_done: Callable[[], bool]) -> None:
-        """Until `is_done`, let the first line be typed for the next `read`; `what` is being loaded."""
+        """Until `is_done`, let the first line be typed for the next `read`; `what` is going on."""
 
     def attach(
         self,
         *,
         toolbar: Callable[[], str],
-        count_tokens: Callable[[str], int],
+        count_tokens: Callable[[str], int | None],
         words: Mapping[str, Words] | None = None,
     ) -> None:
         """What a loaded model can tell: text below the line, the length of a paste, what Tab completes by command."""
@@ -153,7 +153,7 @@ class LineEditor:
         self,
         *,
         toolbar: Callable[[], str],
-        count_tokens: Callable[[str], int],
+        count_tokens: Callable[[str], int | None],
         words: Mapping[str, Words] | None = None,
     ) -> None:
         """See `Reader`."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from shutil import get_terminal_size
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 from llamachat.chat.events import Answer, AnswerEvents
 from llamachat.cli.context import keeping_context, restore_context
@@ -14,20 +16,26 @@ from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.output import out
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
 from llamachat.cli.terminal.commands.keep import session_words
+from llamachat.cli.terminal.commands.settings import model_words
 from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
 from llamachat.cli.terminal.reader import Reader, open_reader
 from llamachat.cli.terminal.showing import Showing
 from llamachat.cli.terminal.toolbar import Toolbar
 from llamachat.errors import LlamachatError, PromptTooLong
 
+if TYPE_CHECKING:
+    from llamachat.cli.terminal.completion import Words
 
-def open_screen(model: str | None, options: ChatOptions, *, resume: str | None, save: bool, show_stats: bool) -> None:
+
+def open_screen(
+    model: str | None, options: ChatOptions, *, server: str | None, resume: str | None, save: bool, show_stats: bool
+) -> None:
     """Load a model, while the first message may be typed already, and talk with it."""
     reader = open_reader(remember=save)
     with (
         leave_on_termination(),
         reader.hold_keys(),
-        open_chat(model, options, resume=resume, save=save, meanwhile=reader.read_ahead) as chat,
+        open_chat(model, options, server=server, resume=resume, save=save, meanwhile=reader.read_ahead) as chat,
         keeping_context(chat, reader.allow_interrupt),
     ):
         run_screen(chat, reader, show_stats=show_stats)
@@ -36,7 +44,7 @@ def open_screen(model: str | None, options: ChatOptions, *, resume: str | None, 
 def run_screen(chat: OpenChat, reader: Reader, *, show_stats: bool) -> None:
     """Talk until the user leaves (/exit, Ctrl-D, or Ctrl-C twice at an empty prompt)."""
     toolbar = Toolbar(chat)
-    words = {"/resume": lambda: session_words(chat)}
+    words: Mapping[str, Words] = {"/resume": lambda: session_words(chat), "/model": lambda: model_words(chat)}
     reader.attach(toolbar=toolbar, count_tokens=toolbar.count_tokens, words=words)
     out.note(fill(chat.describe(), get_terminal_size().columns, break_on_hyphens=False))
     if chat.resumed:
@@ -148,9 +156,11 @@ def _finish(chat: OpenChat, answer: Answer, *, shown: bool, show_stats: bool) ->
     """What follows an answer; `shown` tells whether anything of it is on the screen now."""
     chat.last_answer = answer
     if answer.content and not shown:
-        out.note(_NOTHING_MORE[answer.finish_reason])  # of an answer that was to go on
-    elif ending := _ENDINGS.get((answer.finish_reason, shown or _is_in_thoughts(answer))):
-        out.note(ending)
+        ending = _NOTHING_MORE[answer.finish_reason]  # of an answer that was to go on
+    else:
+        ending = _ENDINGS.get((answer.finish_reason, shown or _is_in_thoughts(answer)), "")
+    if ending:
+        out.note(ending if chat.session.engine.can_continue else ending.replace(_CAN_GO_ON, "/retry asks again"))
     if again := describe_read_again(answer):
         out.note(again)
     if show_stats:
@@ -161,6 +171,7 @@ def _is_in_thoughts(answer: Answer) -> bool:
     return bool(answer.reasoning) and answer.finish_reason != "stop"
 
 
+_CAN_GO_ON = "/continue goes on"
 _ENDINGS = {
     ("stop", False): "(the model has nothing to say)",
     ("interrupted", False): "(interrupted before the answer began; /retry asks again)",

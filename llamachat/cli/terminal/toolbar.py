@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llamachat.cli.opening import OpenChat
+from llamachat.errors import TokensUnknown
 
 
 class Toolbar:
@@ -15,18 +16,28 @@ class Toolbar:
     def refresh(self) -> None:
         """Look at the chat again; not at every key, since counting tokens takes a moment."""
         chat = self._chat
-        seen = chat.session.seen()
-        last = chat.last_answer
-        parts = (
-            f"{len(seen.ids) if seen else 0:,} of {chat.session.engine.info.n_ctx:,} tokens",
-            f"{last.stats.generation_tps:.1f} tok/s" if last else "",
-            chat.title(),
-        )
+        speed = chat.last_answer.stats.generation_tps if chat.last_answer else None
+        parts = (self._in_use(), f"{speed:.1f} tok/s" if speed is not None else "", chat.title())
         self._text = " · ".join(part for part in parts if part)
 
-    def count_tokens(self, text: str) -> int:
-        """How much of the window a text takes."""
-        return len(self._chat.session.engine.tokenizer.tokenize(text))
+    def _in_use(self) -> str:
+        """What is known of it: a server may tell neither the tokens nor the window."""
+        seen = self._chat.session.seen()
+        n_ctx = self._chat.session.engine.info.n_ctx
+        n_tokens = len(seen.ids) if seen else 0
+        if seen and not seen.is_counted:
+            stats = self._chat.last_answer.stats if self._chat.last_answer else None
+            if stats is None or stats.n_prompt is None or stats.n_generated is None:
+                return ""
+            n_tokens = stats.n_prompt + stats.n_generated
+        return f"{n_tokens:,} of {n_ctx:,} tokens" if n_ctx else f"{n_tokens:,} tokens" if n_tokens else ""
+
+    def count_tokens(self, text: str) -> int | None:
+        """How much of the window a text takes; None: only a server would know."""
+        try:
+            return len(self._chat.session.engine.tokenizer.tokenize(text))
+        except TokensUnknown:
+            return None
 
     def __call__(self) -> str:
         """One line."""

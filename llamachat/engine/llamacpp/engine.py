@@ -102,6 +102,7 @@ class LlamaEngine:
         self._apply(adapters, [adapter.scale for adapter in options.adapters])
         self._memory = llama_cpp.llama_get_memory(self._context)
         self.can_shift = bool(llama_cpp.llama_memory_can_shift(self._memory))
+        self.can_continue = True
         self.tokenizer = LlamaTokenizer(self._model)
         self.info = EngineInfo(
             n_params=llama_cpp.llama_model_n_params(self._model),
@@ -185,7 +186,7 @@ class LlamaEngine:
             n_drafted=course.n_drafted,
             n_accepted=course.n_accepted,
         )
-        self._prompt_tps = max(self._prompt_tps, stats.prompt_tps)
+        self._prompt_tps = max(self._prompt_tps, stats.prompt_tps or 0.0)
         yield End(finish_reason, stats)
 
     def _take_out(self, cut: Cut, prompt: Sequence[int]) -> None:

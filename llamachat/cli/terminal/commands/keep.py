@@ -10,7 +10,7 @@ from llamachat.chat.history import History, SessionTree
 from llamachat.cli.context import keep_context, restore_context
 from llamachat.cli.describing import describe_resumed
 from llamachat.cli.format import count, moment
-from llamachat.cli.opening import OpenChat
+from llamachat.cli.opening import OpenChat, is_held_with
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.errors import LlamachatError
 
@@ -39,10 +39,11 @@ def _resume(chat: OpenChat, argument: str) -> Reply:
     stored = history.load(history.find(argument or str(next(others, ""))))
     keep_context(chat)
     chat.resume(stored)
-    held_with = stored.facts.model
-    there = (
-        "" if held_with == chat.model.label else f"\nIt was held with another model; back to that: /model {held_with}"
-    )
+    there = ""
+    if not is_held_with(chat.model, stored.facts):
+        is_near = stored.facts.server == chat.model.server
+        back = f"/model {stored.facts.model}" if is_near else f"llamachat chat --resume {stored.id}"
+        there = f"\nIt was held with another model; back to that: {back}"
     said = [describe_resumed(stored) + there, restore_context(chat)]
     return Reply("\n".join(line for line in said if line))
 

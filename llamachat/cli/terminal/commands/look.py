@@ -10,12 +10,15 @@ from llamachat.cli.opening import OpenChat
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 
 _SHOWN_CHARACTERS = 50
+_NO_COUNT = "/stats tells the tokens of the last prompt as a whole, if the server does."
 
 
 def _context(chat: OpenChat, _argument: str) -> Reply:
     """What is in the window, a line a turn. Tokens are those by which the prompt grows with it."""
     session = chat.session
     conversation = session.conversation
+    if not _is_counted(chat):
+        raise BadCommand("Only the server could tell what takes how much of its window, and it does not.", _NO_COUNT)
     window = make_window(session.engine.info.n_ctx, session.max_tokens)
     turns = conversation.turns
     kept = places_shown(conversation, session.left_out)
@@ -33,7 +36,8 @@ def _context(chat: OpenChat, _argument: str) -> Reply:
         tokens = absent if place is None else f"{sizes[place + 1] - sizes[place]:,}"
         mark = "*" if turn[0].is_pinned else " "
         lines.append(f"{i + 1:>4} {mark}{tokens:>7}  {_beginning(turn)}")
-    lines.append(f"{sizes[-1]:,} of {window.n_ctx:,} tokens in use; {window.n_reserved:,} are kept for the answer.")
+    if session.engine.info.n_ctx:
+        lines.append(f"{sizes[-1]:,} of {window.n_ctx:,} tokens in use; {window.n_reserved:,} are kept for the answer.")
     if any(turn[0].is_pinned for turn in turns):
         lines.append("* pinned")
     return Reply("\n".join(lines))
@@ -55,10 +59,17 @@ def _n_tokens(chat: OpenChat, conversation: Conversation) -> int:
     return len(chat.session.template.render(conversation, chat.session.engine.tokenizer).ids)
 
 
+def _is_counted(chat: OpenChat) -> bool:
+    seen = chat.session.seen()
+    return seen is None or seen.is_counted
+
+
 def _prompt(chat: OpenChat, _argument: str) -> Reply:
     prompt = chat.session.seen()
     if prompt is None:
         raise BadCommand("The model has seen nothing yet.", "Ask something first.")
+    if not prompt.is_counted:
+        return Reply(f"{prompt.text}\n\n(What the server makes of these messages is not told.)")
     return Reply(f"{prompt.text}\n{' '.join(map(str, prompt.ids))}\n{len(prompt.ids):,} tokens")
 
 

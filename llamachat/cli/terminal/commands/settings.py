@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -17,7 +17,6 @@ from llamachat.cli.options import parse_adapter
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.engine.base import LoraAdapter
 from llamachat.engine.sampling import SamplingParams
-from llamachat.models.resolve import resolve
 
 Limits = tuple[type[int] | type[float], float, float]
 
@@ -78,9 +77,11 @@ def _set(chat: OpenChat, argument: str) -> Reply:
 
 
 def _show(chat: OpenChat) -> str:
-    values: dict[str, object] = {name: getattr(chat.session.sampling, name) for name in _SAMPLING}
-    session = chat.session
-    values |= {"max_tokens": session.max_tokens, "ctx": session.engine.info.n_ctx, "overflow": session.overflow}
+    session, sampling = chat.session, chat.session.sampling
+    values: dict[str, object] = {name: getattr(sampling, name) for name in _SAMPLING}
+    values |= dict.fromkeys(sampling.left_open & values.keys(), "the server's")
+    n_ctx = session.engine.info.n_ctx or "the server's"
+    values |= {"max_tokens": session.max_tokens, "ctx": n_ctx, "overflow": session.overflow}
     unset = {"seed": "a new one each time", "max_tokens": "as many as there is room for"}
     width = max(map(len, values)) + 2
     return "\n".join(f"{name:{width}}{unset[name] if value is None else value}" for name, value in values.items())
@@ -119,12 +120,17 @@ def _parse(name: str, text: str, limits: Limits) -> float:
 def _model(chat: OpenChat, argument: str) -> Reply:
     if not argument:
         return Reply(chat.describe())
-    model = resolve(argument)
+    model = chat.model.other(argument)
     engine = chat.options.engine
-    if model.path != chat.model.path:  # what belongs to the one that answered so far
+    if not model.is_same(chat.model):  # what belongs to the one that answered so far
         engine = replace(engine, adapters=(), draft="auto" if isinstance(engine.draft, Path) else engine.draft)
     chat.reopen(model, engine)
     return Reply(f"{chat.describe()}\nThe conversation goes on.")
+
+
+def model_words(chat: OpenChat) -> Iterable[str]:
+    """What /model takes."""
+    return chat.model.names()
 
 
 def _adapter(chat: OpenChat, argument: str) -> Reply:

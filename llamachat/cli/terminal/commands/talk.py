@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+from llamachat.cli.describing import describe_length
 from llamachat.cli.format import count
 from llamachat.cli.opening import OpenChat
 from llamachat.cli.question import read_text
@@ -78,8 +79,8 @@ def _file(chat: OpenChat, argument: str) -> Reply:
         raise BadCommand("/file needs the path of a text file.", "For example: /file notes.txt, or /file src/*.py")
     texts = {path: _read(path) for path in _paths(argument)}  # all of them, or none
     chat.attached += texts.values()
-    tokenize = chat.session.engine.tokenizer.tokenize
-    rows = [f"{path.name} ({count(len(tokenize(text)), 'token')})" for path, text in texts.items()]
+    tokenizer = chat.session.engine.tokenizer
+    rows = [f"{path.name} ({describe_length(text, tokenizer)})" for path, text in texts.items()]
     return Reply(f"{', '.join(rows)} {'go' if len(rows) > 1 else 'goes'} before your next message.")
 
 

@@ -1,0 +1,50 @@
+"""The template of a server, which renders conversations itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from llamachat.chat.message import Conversation, Message
+from llamachat.chat.prompt import Part, Prompt
+from llamachat.chat.reasoning import Place, ReasoningTags
+from llamachat.chat.templates.base import PromptTemplate
+from llamachat.engine.base import Tokenizer
+from llamachat.errors import BadConversation
+
+Seen = tuple[Sequence[int], str | None]
+"""What a server makes of messages: ids, and the text if it tells that, too."""
+
+View = Callable[[Sequence[Mapping[str, str]]], Seen | None]
+"""Messages → what the server makes of them; None if it does not tell."""
+
+
+class Served(PromptTemplate):
+    """Messages go to the server as they are. What it makes of them can be shown as far as it tells."""
+
+    name = "the server's"
+    reasoning = ReasoningTags("<think>", "</think>")
+    """For servers that do not tell thoughts from the answer themselves."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__()
+        self._view = view
+
+    def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Prompt:  # noqa: ARG002
+        """See `PromptTemplate`. Without the server's own view, the messages are shown."""
+        if not conversation.messages:
+            raise BadConversation("There is nothing to answer.", "Begin the conversation with a user message.")
+        messages = conversation.spoken()
+        plain = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        seen = self._view(messages)
+        if seen is None:
+            return Prompt((), plain, is_counted=False)
+        ids, text = seen
+        return Prompt(tuple(ids), plain if text is None else text)
+
+    def place_of(self, prompt: Prompt, last: Message) -> Place:  # noqa: ARG002
+        """See `PromptTemplate`. A server whose prompt begins the thoughts tells them apart itself."""
+        return "answer" if last.role == "assistant" and last.content else "start"
+
+    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
+        """There are none: see `render`."""
+        raise NotImplementedError
