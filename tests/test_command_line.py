@@ -50,7 +50,8 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 
 
 def test_a_chat_does_without_the_converter() -> None:
-    script = "import sys, llamachat.cli.opening, llamachat.engine.llamacpp; print(*sys.modules)"
+    parts = "llamachat.cli.terminal.screen, llamachat.cli.one_answer, llamachat.engine.llamacpp"
+    script = f"import sys, {parts}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"quantize", "gguf"} & {name.split(".")[0] for name in loaded}
 

@@ -17,7 +17,6 @@ from llamachat.models.durable import sync_directory
 from llamachat.models.gguf_names import shard_name, shard_of
 from llamachat.models.store import StoredModel
 from llamachat.paths import contexts_dir
-from quantize.claim import try_lock
 
 BUDGET_BYTES = 8 * 2**30
 """All files together."""
@@ -101,7 +100,7 @@ def writing_context(session: int, *, is_synced: bool) -> Iterator[BinaryIO]:
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | synced, 0o600)
     with os.fdopen(fd, "wb") as file:
         try:
-            try_lock(fd)  # whoever finds the file unlocked knows that its writer is gone
+            _try_lock(fd)  # whoever finds the file unlocked knows that its writer is gone
             yield file
             file.flush()
             if is_synced:
@@ -121,9 +120,15 @@ def is_being_written(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not try_lock(fd)
+        return not _try_lock(fd)
     finally:
         os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    from quantize.claim import try_lock  # the converter takes a while to load, and most chats keep nothing
+
+    return try_lock(fd)
 
 
 def _remove_unfinished() -> None:
