@@ -27,8 +27,8 @@ from pathlib import Path
 
 from llamachat.chat.events import Answer, SessionEvent, TextPiece
 from llamachat.chat.history import History, SessionFacts
+from llamachat.chat.history_record import HistoryRecord
 from llamachat.chat.message import Conversation
-from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML
 from llamachat.engine.sampling import SamplingParams

@@ -13,10 +13,11 @@ import pytest
 from llamachat.chat.events import Answer, TextPiece
 from llamachat.chat.export import read_export
 from llamachat.chat.history import History, SessionFacts
+from llamachat.chat.history_record import HistoryRecord
 from llamachat.chat.message import Message
 from llamachat.chat.reasoning import ReasoningTags
-from llamachat.chat.record import HistoryRecord
-from llamachat.chat.session import NoRecord, Session
+from llamachat.chat.record import NoRecord
+from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML, Jinja, TemplateChoice
 from llamachat.cli import loading, local_model
 from llamachat.cli.local_model import LocalModel

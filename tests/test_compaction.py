@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
 from llamachat.chat.events import Answer, LeftOut, SessionEvent, TextPiece
 from llamachat.chat.history import History
+from llamachat.chat.history_record import HistoryRecord
 from llamachat.chat.message import Conversation, Message
-from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML
 from llamachat.chat.window import fit, make_window, places_shown

@@ -13,8 +13,9 @@ from conftest import RunCommand
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamachat.chat.events import Answer
 from llamachat.chat.message import Conversation
-from llamachat.chat.session import Answer, Session
+from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML
 from llamachat.engine.base import Cut, End, EngineOptions, GenerationRequest, Token
 from llamachat.engine.llamacpp import LlamaEngine

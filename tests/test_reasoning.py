@@ -20,14 +20,15 @@ from llamachat.chat import sandbox
 from llamachat.chat.events import Answer, ReasoningPiece, SessionEvent, TextPiece, Thought
 from llamachat.chat.export import FORMATS, read_export, write_export
 from llamachat.chat.history import History, SessionFacts
+from llamachat.chat.history_record import HistoryRecord
 from llamachat.chat.message import Conversation, Message, parse_messages
 from llamachat.chat.prompt import Text
 from llamachat.chat.reading import AnswerReader
 from llamachat.chat.reasoning import Place, ReasoningSplitter, ReasoningTags
-from llamachat.chat.record import HistoryRecord
-from llamachat.chat.session import Prefill, Session
+from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML, Jinja, PromptTemplate
 from llamachat.cli.describing import describe_unmet
+from llamachat.engine.base import Prefill
 from llamachat.engine.sampling import SamplingParams
 from support.fake_engine import FakeEngine, FakeTokenizer, Step
 from support.gguf_files import rewrite
@@ -372,7 +373,7 @@ def test_thoughts_are_kept_beside_the_answer_and_are_not_searched(history: Histo
 
 def test_thoughts_are_on_the_disk_while_they_come(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a kill would leave them; the next start goes on with them."""
-    monkeypatch.setattr("llamachat.chat.record._WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr("llamachat.chat.history_record._WRITE_EVERY_S", 0.0)
     session = recorded(history, [b"<think>", b"One ", b"and ", b"one."])
     events = session.send("1+1?", threading.Event())
     while not (isinstance(event := next(events), ReasoningPiece) and "and" in event.text):

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llamachat.chat.events import Answer, SessionEvent, TextPiece, ToolCalled, ToolReturned
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.prompt import Marker
-from llamachat.chat.session import Answer, Session, SessionEvent, TextPiece, ToolCalled, ToolReturned
+from llamachat.chat.session import Session
 from llamachat.chat.templates import TEMPLATES, ChatML, Jinja, Llama2, MistralV03, PromptTemplate, Qwen25
 from llamachat.chat.tools.calls import HERMES, LLAMA_3, MISTRAL, CallFormat, CallReader, format_in
 from llamachat.chat.tools.check import check_arguments

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from llamachat.chat.events import Answer, Notice, SessionEvent, TextPiece, ToolCalled, ToolReturned
 from llamachat.chat.export import export_session, read_export
 from llamachat.chat.history import History
+from llamachat.chat.history_record import HistoryRecord
 from llamachat.chat.message import Conversation
-from llamachat.chat.record import HistoryRecord
-from llamachat.chat.session import Answer, Notice, Session, SessionEvent, TextPiece, ToolCalled, ToolReturned
+from llamachat.chat.session import Session
 from llamachat.chat.templates import Qwen25
 from llamachat.chat.tools.use import MAX_STEPS
 from llamachat.chat.tools.values import LOST, Tool, ToolCall, ToolResult, ToolStep

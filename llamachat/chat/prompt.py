@@ -73,6 +73,11 @@ class Prompt:
     is_counted: bool = True
     """False: the ids are a server's, which does not tell them."""
 
+    @property
+    def size(self) -> int:
+        """In tokens; in characters where nobody counts those."""
+        return len(self.ids) if self.is_counted else len(self.text)
+
 
 def assemble(parts: Iterable[Part], tokenizer: Tokenizer, tags: Sequence[str] = ()) -> Prompt:
     """Turn parts into ids; `tags` are the family's markers that are plain text.

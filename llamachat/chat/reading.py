@@ -8,6 +8,7 @@ from llamachat.chat.message import Message
 from llamachat.chat.reasoning import Piece, Place, ReasoningSplitter, ReasoningTags
 from llamachat.chat.text import TextDecoder
 from llamachat.chat.tools.calls import CallFormat, CallReader
+from llamachat.chat.tools.values import WrittenCall
 from llamachat.engine.base import FinishReason
 
 
@@ -78,7 +79,7 @@ class AnswerReader:
         self._is_told_thinking = True
         return Piece(text, "")
 
-    def finish(self, reason: FinishReason) -> tuple[Piece, list[tuple[str, str]]]:
+    def finish(self, reason: FinishReason) -> tuple[Piece, list[WrittenCall]]:
         """Return what was held back, and the calls of tools that the answer ends in: names and arguments."""
         first = self._split(self._decoder.finish())
         last = self._splitter.finish() if self._splitter else Piece("", "")

@@ -1,184 +1,66 @@
-"""A session written into the history as it goes.
-
-What the user said is there before the answer begins, the answer at least once a second and when it ends. Trouble with
-the history is told once, and the conversation goes on without it.
-"""
+"""Who keeps what is said in a session: the protocol, and the one that keeps nothing."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from typing import Protocol
 
 from llamachat.chat.events import Answer
-from llamachat.chat.history import History, SessionFacts, StoredSession
-from llamachat.chat.history.titles import make_title
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.tools.values import ToolStep
 from llamachat.engine.sampling import SamplingParams
-from llamachat.errors import HistoryFailed, LlamachatError, UnknownSession
-
-_WRITE_EVERY_S = 0.5
-
-Describe = Callable[[SamplingParams | None], SessionFacts]
 
 
-class HistoryRecord:
-    """A `Record` in a `History`."""
-
-    def __init__(self, history: History, describe: Describe, on_trouble: Callable[[LlamachatError], None]) -> None:
-        """`describe` tells what answers are made with at the moment, or one that is sampled otherwise.
-
-        `on_trouble` is called once.
-        """
-        self.history = history
-        self.session_id: int | None = None
-        """None until something was said."""
-        self._describe, self._on_trouble = describe, on_trouble
-        self.is_working = True
-        """Whether all that is said is kept: no longer after the first trouble with the history."""
-        self._roots: dict[str, int] = {}
-        self._head: int | None = None
-        self._without_answer: int | None = None
-        """The head if the answer that is being written comes to nothing."""
-        self._answer: int | None = None
-        self._written_at = 0.0
-        self._has_steps = False
-
-    def adopt(self, stored: StoredSession | None) -> None:
-        """Go on writing a session that is there already; None: begin a new one with the next message."""
-        self.session_id = stored.id if stored else None
-        self._head = stored.tip if stored else None
-        self._roots = {}
-        if stored and stored.system_key is not None and stored.conversation.system is not None:
-            self._roots[stored.conversation.system] = stored.system_key
+class Record(Protocol):
+    """Who keeps what is said, as it is said."""
 
     def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:
+        """Keep what `asked` has that is not kept yet, and a place for its answer; return it with the keys."""
+
+    def write(self, content: str, reasoning: str) -> None:
+        """The answer has come so far. Called often; how often to act on it is the record's business."""
+
+    def write_steps(self, steps: tuple[ToolStep, ...]) -> None:
+        """Tools are called before the answer goes on, or gave results; kept at once."""
+
+    def finish(self, answer: Answer) -> int | None:
+        """Keep the whole answer; return its key."""
+
+    def give_up(self, content: str, reasoning: str) -> int | None:
+        """The answer failed, never began, or nobody listened any more. Keep what there was of it; return its key.
+
+        With what was asked it is the last word, unless it was asked in place of something else.
+        """
+
+    def move(self, conversation: Conversation) -> None:
+        """The conversation has gone back, or to another branch."""
+
+    def pin(self, message: Message) -> None:
+        """A message was pinned, or no longer is."""
+
+
+class NoRecord:
+    """Keeps nothing."""
+
+    def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:  # noqa: ARG002
         """See `Record`."""
-        if not self.is_working:
-            return asked
-        with self._trouble():
-            is_new = self.session_id is None
-            session = self._begin_session(sampling)
-            messages = self._keep(session, asked)
-            before = messages[-2].key if len(messages) > 1 else self._root(session, asked.system)
-            if self._head is None:
-                self._head = before
-            self._without_answer = messages[-1].key if before == self._head else self._head
-            if is_new and len(messages) > 1:  # it begins with examples, which are not what it is about
-                self.history.set_title(session, make_title(messages[-1].content))
-            if asked.awaits_answer:
-                answer = Message("assistant", "")
-                self._answer = self.history.add_message(session, messages[-1].key, answer, seed=sampling.seed)
-            else:
-                self._answer = messages[-1].key
-            self._has_steps = bool(messages[-1].steps)
-            self.keep_facts()  # this answer may have sampling of its own
-            self._written_at = time.monotonic()
-            return replace(asked, messages=tuple(messages))
         return asked
-
-    def _begin_session(self, sampling: SamplingParams) -> int:
-        facts = self._describe(sampling)
-        if self.session_id is None:
-            self.session_id = self.history.start_session(facts)
-        else:
-            self.history.set_facts(self.session_id, facts)
-        return self.session_id
-
-    def _keep(self, session: int, asked: Conversation) -> list[Message]:
-        """Add what has no key yet; each message follows the one before it."""
-        parent = None
-        if asked.system is not None and not (asked.messages and asked.messages[0].key):
-            parent = self._root(session, asked.system)
-        messages = []
-        for message in asked.messages:
-            key = message.key or self._add(session, parent, message)
-            messages.append(replace(message, key=key))
-            parent = key
-        return messages
-
-    def _add(self, session: int, parent: int | None, message: Message) -> int:
-        key = self.history.add_message(session, parent, message)
-        if message.role == "assistant":  # of an example: no model is still at work on it
-            self.history.update_answer(key, message.content, finish_reason="stop", steps=message.steps)
-        return key
-
-    def _root(self, session: int, system: str | None) -> int | None:
-        if system is not None and system not in self._roots:
-            self._roots[system] = self.history.add_message(session, None, Message("system", system))
-        return self._roots[system] if system is not None else None
-
-    def keep_facts(self) -> None:
-        """What the next answer would be made with has changed."""
-        if self.is_working and self.session_id is not None:
-            with self._trouble():
-                self.history.set_facts(self.session_id, self._describe(None))
 
     def write(self, content: str, reasoning: str) -> None:
         """See `Record`."""
-        now = time.monotonic()
-        if self._answer is not None and now - self._written_at >= _WRITE_EVERY_S:
-            with self._trouble():
-                self.history.update_answer(self._answer, content, reasoning=reasoning)
-            self._written_at = time.monotonic()
 
     def write_steps(self, steps: tuple[ToolStep, ...]) -> None:
         """See `Record`."""
-        self._has_steps = True
-        if self._answer is not None:
-            with self._trouble():
-                self.history.update_answer(self._answer, "", reasoning="", steps=steps)
 
-    def finish(self, answer: Answer) -> int | None:
+    def finish(self, answer: Answer) -> int | None:  # noqa: ARG002
         """See `Record`."""
-        key, self._answer = self._answer, None
-        if key is not None:
-            with self._trouble():
-                self.history.update_answer(
-                    key,
-                    answer.content,
-                    reasoning=answer.reasoning,
-                    finish_reason=answer.finish_reason,
-                    stats=answer.stats,
-                )
-                self._head = key
-        return key
+        return None
 
-    def give_up(self, content: str, reasoning: str) -> int | None:
+    def give_up(self, content: str, reasoning: str) -> int | None:  # noqa: ARG002
         """See `Record`."""
-        key, self._answer = self._answer, None
-        if key is not None and self.session_id is not None:
-            with self._trouble():
-                self.history.update_answer(key, content, reasoning=reasoning, finish_reason="interrupted")
-                is_empty = not (content or reasoning or self._has_steps)
-                if is_empty or self._without_answer == self._head:
-                    self.history.set_head(self.session_id, self._without_answer)
-                else:  # it goes on as one that was cut short
-                    self._head = key
-        return key
+        return None
 
     def move(self, conversation: Conversation) -> None:
         """See `Record`."""
-        self._head = conversation.messages[-1].key if conversation.messages else None
-        if self.is_working and self.session_id is not None:
-            with self._trouble():
-                if not conversation.messages:
-                    self._head = self._root(self.session_id, conversation.system)
-                self.history.set_head(self.session_id, self._head)
 
     def pin(self, message: Message) -> None:
         """See `Record`."""
-        if self.is_working and message.key is not None:
-            with self._trouble():
-                self.history.set_pinned(message.key, message.is_pinned)
-
-    @contextmanager
-    def _trouble(self) -> Iterator[None]:
-        """After the first failure nothing more is written."""
-        try:
-            yield
-        except (HistoryFailed, UnknownSession) as error:  # the latter: removed by another process
-            self.is_working, self._answer = False, None
-            self._on_trouble(error)

@@ -2,63 +2,34 @@
 
 Messages are the truth; the engine's KV cache only saves time. A turn that fails before its first word leaves the
 conversation as it was; one that is interrupted, or fails later, keeps what was answered, so there are never two user
-messages in a row. When the
-context window is full, the oldest turns are left out of the prompt, or a summary takes their place in it; they stay
-in the conversation.
+messages in a row. When the context window is full, the oldest turns are left out of the prompt, or a summary takes
+their place in it; they stay in the conversation.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from llamachat.chat.compaction import (
-    FULL_SHARE,
-    Compacted,
-    Compacting,
-    NotCompacted,
-    n_in_turns,
-    n_to_sum_up,
-    summary_request,
-)
-from llamachat.chat.draft import Draft
-from llamachat.chat.events import (
-    Answer,
-    AnswerEvents,
-    LeftOut,
-    Notice,
-    ReasoningPiece,
-    SessionEvent,
-    TextPiece,
-    Thought,
-    ToolCalled,
-    ToolReturned,
-)
+from llamachat.chat.compaction import n_to_sum_up
+from llamachat.chat.events import Answer, AnswerEvents, LeftOut, Notice, SessionEvent, ToolCalled, ToolReturned
+from llamachat.chat.generation import generate
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.prompt import Prompt
 from llamachat.chat.reading import AnswerReader
-from llamachat.chat.reasoning import Piece
+from llamachat.chat.record import NoRecord, Record
+from llamachat.chat.summing_up import make_room, n_to_make_room, sum_up
 from llamachat.chat.templates import PromptTemplate
 from llamachat.chat.tools.use import MAX_STEPS, Toolbox, use_tool
-from llamachat.chat.tools.values import Tool, ToolStep
-from llamachat.chat.window import Fit, fit, make_window, places_shown, shown
-from llamachat.engine.base import (
-    AnswerBytes,
-    End,
-    Engine,
-    Event,
-    GenerationRequest,
-    GenerationStats,
-    Prefill,
-    Remark,
-    ThoughtText,
-    Token,
-)
+from llamachat.chat.tools.values import Tool, WrittenCall
+from llamachat.chat.unfinished import UnfinishedAnswer
+from llamachat.chat.window import Fit, fit, make_window, shown
+from llamachat.engine.base import Engine, GenerationRequest, GenerationStats
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import BadConversation, ForbiddenTags, LlamachatError, NoToolCalls, WindowFull
 
@@ -67,64 +38,6 @@ Overflow = Literal["drop", "stop", "compact"]
 _N_SEEDS = 2**32 - 1
 _RESULT_SHARE = 4
 """The results of one step take a quarter of the window at most."""
-_WORTH_IT = 2
-"""Older turns are summed up by themselves if they are so many times as long as a summary may get."""
-
-
-class Record(Protocol):
-    """Who keeps what is said, as it is said."""
-
-    def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:
-        """Keep what `asked` has that is not kept yet, and a place for its answer; return it with the keys."""
-
-    def write(self, content: str, reasoning: str) -> None:
-        """The answer has come so far. Called often; how often to act on it is the record's business."""
-
-    def write_steps(self, steps: tuple[ToolStep, ...]) -> None:
-        """Tools are called before the answer goes on, or gave results; kept at once."""
-
-    def finish(self, answer: Answer) -> int | None:
-        """Keep the whole answer; return its key."""
-
-    def give_up(self, content: str, reasoning: str) -> int | None:
-        """The answer failed, never began, or nobody listened any more. Keep what there was of it; return its key.
-
-        With what was asked it is the last word, unless it was asked in place of something else.
-        """
-
-    def move(self, conversation: Conversation) -> None:
-        """The conversation has gone back, or to another branch."""
-
-    def pin(self, message: Message) -> None:
-        """A message was pinned, or no longer is."""
-
-
-class NoRecord:
-    """Keeps nothing."""
-
-    def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:  # noqa: ARG002
-        """See `Record`."""
-        return asked
-
-    def write(self, content: str, reasoning: str) -> None:
-        """See `Record`."""
-
-    def write_steps(self, steps: tuple[ToolStep, ...]) -> None:
-        """See `Record`."""
-
-    def finish(self, answer: Answer) -> int | None:  # noqa: ARG002
-        """See `Record`."""
-        return None
-
-    def give_up(self, content: str, reasoning: str) -> int | None:  # noqa: ARG002
-        """See `Record`."""
-        return None
-
-    def move(self, conversation: Conversation) -> None:
-        """See `Record`."""
-
-    def pin(self, message: Message) -> None:
-        """See `Record`."""
 
 
 class Session:
@@ -265,7 +178,7 @@ class Session:
         conversation = self.conversation
         if not conversation.messages:
             return None
-        return self._render(shown(conversation, self.left_out))
+        return self.render(shown(conversation, self.left_out))
 
     def send(self, text: str, cancel: threading.Event) -> AnswerEvents:
         """Say `text` and stream the answer; setting `cancel` ends it early.
@@ -310,12 +223,12 @@ class Session:
         """
         if self._pending:
             raise BadConversation("Your last message is not answered yet.", "Ask again with /retry, or take it back.")
-        n_turns = n_to_sum_up(self.conversation, self.engine.info.n_ctx, self._render)
+        n_turns = n_to_sum_up(self.conversation, self.engine.info.n_ctx, self.render)
         if not n_turns:
             raise BadConversation(
                 "There is nothing to sum up yet.", "The last turns and those that are pinned stay as they are."
             )
-        return self._sum_up(n_turns, cancel, focus)
+        return sum_up(self, n_turns, cancel, focus)
 
     def require_question(self) -> Message:
         """What the user said last, answered or not. Raises `BadConversation` before anything was said."""
@@ -329,89 +242,39 @@ class Session:
         asked = self._pending or self.conversation
         return asked.with_turns(asked.turns[:-1])
 
-    def _render(self, conversation: Conversation) -> Prompt:
+    def render(self, conversation: Conversation) -> Prompt:
+        """The prompt for a conversation, however long it is."""
         return self.template.render(conversation, self.engine.tokenizer)
 
-    def _sum_up(self, n_turns: int, cancel: threading.Event, focus: str = "") -> AnswerEvents:
-        started = time.monotonic()
-        n_ctx, before = self.engine.info.n_ctx, shown(self.conversation, self.left_out)
-        n_before = len(self._render(before).ids)
-        yield Compacting(n_turns, n_before, n_ctx)
-        sampling = _seeded(self.sampling)
-        aside = self._aside(sampling, make_window(n_ctx, None).n_reserved)
-        request = summary_request(self.conversation, aside.max_tokens or 0, focus)
-        answer = None
-        try:
-            for event in aside.send(request, cancel):
-                if isinstance(event, Answer):
-                    answer = replace(event, content=event.content.strip())
-                elif not isinstance(event, LeftOut):  # which is told when it is known what came of it
-                    yield event
-        finally:
-            self.think(self._thinking)  # the template is shared
-        if answer is None or answer.finish_reason == "interrupted":
-            yield NotCompacted("The summary was interrupted.")
-            return
-        question = Message("user", request, n_summarized=n_turns)
-        asked = replace(self.conversation, messages=(*self.conversation.messages, question))
-        left_out = frozenset(i for i in self.left_out if i >= n_turns)
-        n_after = len(self._render(shown(asked.with_message("assistant", answer.content), left_out)).ids)
-        if not answer.content or n_after >= n_before:
-            numbers = f"longer than what it sums up: {n_after:,} tokens for {n_before:,}"
-            yield NotCompacted(f"The summary is {numbers if answer.content else 'empty'}.")
-            return
-        unread = [i for i in places_shown(self.conversation, ()) if i < n_turns and i in aside.left_out]
-        draft = Draft(self.record.begin(asked, sampling), answer.content, answer.reasoning)
-        self._finish(draft, answer)
-        self.left_out = left_out
-        elapsed_s = time.monotonic() - started
-        yield Compacted(n_turns, len(unread), n_before, n_after, elapsed_s, answer.finish_reason == "length")
-
-    def _aside(self, sampling: SamplingParams, max_tokens: int) -> Session:
+    @contextmanager
+    def aside(self, max_tokens: int) -> Iterator[Session]:
         """The conversation as it stands, to ask something in that is not kept; it shares the KV cache."""
         aside = Session(
             self.engine,
             self.template,
-            sampling,
+            _seeded(self.sampling),
             max_tokens=max_tokens,
             strict_tags=self._strict_tags,
             thinking=False,
         )
         aside.conversation, aside.left_out, aside._told = self.conversation, self.left_out, self._told
-        return aside
-
-    def _n_to_make_room(self, asked: Conversation, fitted: Fit) -> int:
-        """How many turns to sum up before a question that goes on from the conversation, as the window gets full."""
-        n_ctx = self.engine.info.n_ctx
-        is_full = fitted.n_turns or len(fitted.prompt.ids) > FULL_SHARE * n_ctx
-        goes_on = asked.turns[:-1] == self.conversation.turns and not asked.messages[-1].n_summarized
-        if self.overflow != "compact" or not (is_full and goes_on and self.conversation.messages):
-            return 0
-        n_turns = n_to_sum_up(self.conversation, n_ctx, self._render)
-        least = _WORTH_IT * make_window(n_ctx, None).n_reserved
-        return n_turns if n_turns and n_in_turns(asked, n_turns, self.left_out, self._render) >= least else 0
-
-    def _compact_before(
-        self, asked: Conversation, n_turns: int, cancel: threading.Event
-    ) -> Generator[SessionEvent, None, Conversation]:
-        """Sum up the first turns; return what is asked then. If that fails it is asked as it was."""
         try:
-            for event in self._sum_up(n_turns, cancel):
-                if not isinstance(event, (TextPiece, ReasoningPiece, Thought)):
-                    yield event
-        except LlamachatError as error:
-            yield NotCompacted(str(error))
-        if self.conversation.turns == asked.turns[:-1]:
-            return asked
-        question = replace(asked.messages[-1], key=None)  # where it was kept, if it was, it follows something else
-        return replace(self.conversation, messages=(*self.conversation.messages, question))
+            yield aside
+        finally:
+            self.think(self._thinking)  # the template is shared
+
+    def keep(self, asked: Conversation, answer: Answer, sampling: SamplingParams, left_out: frozenset[int]) -> None:
+        """Go on with a question and an answer that were found aside."""
+        unfinished = UnfinishedAnswer(self.record.begin(asked, sampling), answer.content, answer.reasoning)
+        self._finish(unfinished, answer)
+        self.left_out = left_out
 
     def _fit(self, asked: Conversation) -> Fit:
         engine = self.engine
         return fit(
             asked,
             make_window(engine.info.n_ctx, self.max_tokens),
-            self._render,
+            self.render,
             self.left_out & frozenset(range(len(asked.turns) - 1)),
             can_shift=engine.can_shift,
         )
@@ -419,44 +282,44 @@ class Session:
     def _answer(self, asked: Conversation, cancel: threading.Event, sampling: SamplingParams) -> AnswerEvents:
         self._check_tags(asked)
         fitted = self._fit(asked)
-        if n_turns := self._n_to_make_room(asked, fitted):
-            asked = yield from self._compact_before(asked, n_turns, cancel)
+        if n_turns := n_to_make_room(self, asked, fitted):
+            asked = yield from make_room(self, asked, n_turns, cancel)
             fitted = self._fit(asked)
         self._require_room(fitted)
         is_repeatable = sampling.seed is not None
         sampling = _seeded(sampling)
         yield from self._tell(fitted, cancel)
-        draft = Draft(self.record.begin(asked, sampling), is_repeatable=is_repeatable)
+        unfinished = UnfinishedAnswer(self.record.begin(asked, sampling), is_repeatable=is_repeatable)
         finished = False
         try:
-            fitted = yield from self._write(draft, fitted, sampling, cancel)
-            answer = draft.answer()
-            finished = self._finish(draft, answer)
+            fitted = yield from self._write(unfinished, fitted, sampling, cancel)
+            answer = unfinished.answer()
+            finished = self._finish(unfinished, answer)
             self.left_out = fitted.left_out if finished else self.left_out
             yield answer
         except LlamachatError:
-            self._break_off(draft, is_kept=self._goes_on(asked))
+            self._break_off(unfinished, is_kept=self._goes_on(asked))
             finished = True
             raise
         finally:
             if not finished:
-                self._break_off(draft)
+                self._break_off(unfinished)
 
     def _write(
-        self, draft: Draft, fitted: Fit, sampling: SamplingParams, cancel: threading.Event
+        self, unfinished: UnfinishedAnswer, fitted: Fit, sampling: SamplingParams, cancel: threading.Event
     ) -> Generator[SessionEvent, None, Fit]:
         """Stream an answer, with as many calls of tools as the model makes; return what was in the window last."""
-        while calls := (yield from self._generate(draft, fitted, sampling, cancel)):
-            yield from self._call(draft, calls, cancel)
+        while calls := (yield from self._generate(unfinished, fitted, sampling, cancel)):
+            yield from self._call(unfinished, calls, cancel)
             self.left_out = fitted.left_out
             if cancel.is_set():
-                draft.finish_reason = "interrupted"
+                unfinished.finish_reason = "interrupted"
                 break
-            if len(draft.steps) - draft.n_before >= MAX_STEPS:
-                draft.finish_reason = "length"
+            if len(unfinished.steps) - unfinished.n_before >= MAX_STEPS:
+                unfinished.finish_reason = "length"
                 yield Notice(f"The model has called tools {MAX_STEPS} times in a row; /continue lets it go on.")
                 break
-            fitted = self._fit(draft.conversation())
+            fitted = self._fit(unfinished.conversation())
             self._require_room(fitted)
             yield from self._tell(fitted, cancel)
         return fitted
@@ -486,165 +349,89 @@ class Session:
                 yield Notice(note)
 
     def _generate(
-        self, draft: Draft, fitted: Fit, sampling: SamplingParams, cancel: threading.Event
-    ) -> Generator[SessionEvent, None, list[tuple[str, str]]]:
+        self, unfinished: UnfinishedAnswer, fitted: Fit, sampling: SamplingParams, cancel: threading.Event
+    ) -> Generator[SessionEvent, None, list[WrittenCall]]:
         """Stream what the model writes next; return the calls of tools that it ends in: names and arguments."""
+        said = unfinished.conversation() if unfinished.is_begun else unfinished.asked
         request = GenerationRequest(
             fitted.prompt.ids,
             sampling,
             self.max_tokens,
             cut=fitted.cut,
             grammar=self.grammar,
-            is_repeatable=draft.is_repeatable,
-            messages=shown(draft.conversation() if draft.is_begun else draft.asked, fitted.left_out).spoken(),
+            is_repeatable=unfinished.is_repeatable,
+            messages=shown(said, fitted.left_out).spoken(),
             stop=self._stop,
             schema=self.schema,
         )
-        reader = self._reader(draft, fitted.prompt)
-        clock, halt = _ThinkingClock(), _AnyOf(cancel)
-        draft.finish_reason, trouble = "interrupted", None
-        try:
-            for event in _until(self._stop_ids, self.engine.generate(request, halt), halt):
-                match event:
-                    case Prefill():
-                        yield event
-                    case Remark(text):
-                        yield Notice(text)
-                    case Token() | AnswerBytes() | ThoughtText():
-                        clock.tick()
-                        read = _read(reader, event)
-                        if any(read):
-                            draft.content, draft.reasoning = reader.content, reader.reasoning
-                            self.record.write(draft.content, draft.reasoning)
-                        yield from clock.events(read, is_over=not reader.is_thinking)
-                        if reader.is_over:
-                            halt.set()
-                    case End(finish_reason, stats):
-                        draft.finish_reason = "stop" if reader.is_over else finish_reason
-                        draft.is_rest_read_again |= fitted.n_turns > 0 and not _is_shifted(request, stats)
-                        draft.all_stats.append(stats)
-                        trouble = event.trouble
-        finally:  # nothing that was held back is lost, whatever ended it
-            read, calls = reader.finish(draft.finish_reason)
-            draft.content, draft.reasoning = reader.content, reader.reasoning
-        yield from clock.events(read, is_over=True)
-        if trouble:  # now that what came before it is kept
-            raise trouble
-        if reader.is_broken:
-            yield Notice("The model began to call a tool, but not in a form that can be read: it is shown as it is.")
+        reader = self._reader(unfinished, fitted.prompt)
+
+        def keep() -> None:
+            self.record.write(unfinished.content, unfinished.reasoning)
+
+        calls = yield from generate(self.engine, request, reader, unfinished, cancel, keep)
+        unfinished.is_rest_read_again |= fitted.n_turns > 0 and not _is_shifted(request, unfinished.all_stats[-1])
         return calls
 
-    def _reader(self, draft: Draft, prompt: Prompt) -> AnswerReader:
-        last = draft.conversation().messages[-1] if draft.is_begun else draft.asked.messages[-1]
-        continues_text = draft.content or draft.reasoning or self.template.continues_text or self.is_held
+    def _reader(self, unfinished: UnfinishedAnswer, prompt: Prompt) -> AnswerReader:
+        last = unfinished.conversation().messages[-1] if unfinished.is_begun else unfinished.asked.messages[-1]
+        continues_text = unfinished.content or unfinished.reasoning or self.template.continues_text or self.is_held
         return AnswerReader(
             None if self.is_held else self.template.reasoning,
             self.template.place_of(prompt, last),
             self._stop,
             self.engine.tokenizer.control_tokens,
             strip_space=self.engine.tokenizer.adds_space_prefix and not continues_text,
-            begun=Message("assistant", draft.content, reasoning=draft.reasoning),
+            begun=Message("assistant", unfinished.content, reasoning=unfinished.reasoning),
             calls=self.template.calls if self.tools and self.toolbox else None,
         )
 
-    def _call(self, draft: Draft, calls: list[tuple[str, str]], cancel: threading.Event) -> Iterator[SessionEvent]:
+    def _call(
+        self, unfinished: UnfinishedAnswer, calls: list[WrittenCall], cancel: threading.Event
+    ) -> Iterator[SessionEvent]:
         """Run the tools that the model calls, one after the other."""
-        step = draft.begin_step(calls)
-        self.record.write_steps(draft.steps)
+        step = unfinished.begin_step(calls)
+        self.record.write_steps(unfinished.steps)
         n_tokens = self.engine.info.n_ctx // _RESULT_SHARE // len(step.calls)
         for call in step.calls:
             yield ToolCalled(call)
             result = use_tool(self.toolbox, call, cancel, self.engine.tokenizer, n_tokens)
-            draft.add_result(result)
-            self.record.write_steps(draft.steps)
+            unfinished.add_result(result)
+            self.record.write_steps(unfinished.steps)
             yield ToolReturned(call, result)
 
     @property
     def _stop(self) -> tuple[str, ...]:
         return () if self.is_held else (*self.template.stop, *self.own_stop)
 
-    @property
-    def _stop_ids(self) -> set[int]:
-        """Stop strings that are control tokens: these have no text to be found in the answer."""
-        control = self.engine.tokenizer.control_tokens
-        return {control[text] for text in self._stop if text in control}
-
-    def _break_off(self, draft: Draft, *, is_kept: bool = False) -> None:
+    def _break_off(self, unfinished: UnfinishedAnswer, *, is_kept: bool = False) -> None:
         """There is no whole answer; what there is of it can stay in the conversation, as one that was interrupted.
 
         What tools have done cannot be undone, so then it does.
         """
-        if len(draft.steps) > draft.n_before and draft.all_stats:
-            draft.finish_reason = "interrupted"
-            self._finish(draft, draft.answer())
+        if len(unfinished.steps) > unfinished.n_before and unfinished.all_stats:
+            unfinished.finish_reason = "interrupted"
+            self._finish(unfinished, unfinished.answer())
             return
-        key = self.record.give_up(draft.content, draft.reasoning)
-        self._pending = draft.asked if draft.asked.awaits_answer else None
-        if (draft.content or draft.reasoning) and is_kept:
-            self._grow(draft, key)
+        key = self.record.give_up(unfinished.content, unfinished.reasoning)
+        self._pending = unfinished.asked if unfinished.asked.awaits_answer else None
+        if (unfinished.content or unfinished.reasoning) and is_kept:
+            self._grow(unfinished, key)
 
     def _goes_on(self, asked: Conversation) -> bool:
         """Whether the conversation as it stands is what was asked before this, rather than something it replaces."""
         return not asked.awaits_answer or asked.turns[:-1] == self.conversation.turns
 
-    def _finish(self, draft: Draft, answer: Answer) -> bool:
+    def _finish(self, unfinished: UnfinishedAnswer, answer: Answer) -> bool:
         """Let the conversation grow; False if there was no answer to let it grow by."""
         if not (answer.content or answer.reasoning or answer.steps) and answer.finish_reason == "interrupted":
             return False
-        self._grow(draft, self.record.finish(answer))
+        self._grow(unfinished, self.record.finish(answer))
         return True
 
-    def _grow(self, draft: Draft, key: int | None) -> None:
+    def _grow(self, unfinished: UnfinishedAnswer, key: int | None) -> None:
         self._pending = None
-        self.conversation = draft.conversation(key)
-
-
-def _until(stop_ids: Collection[int], events: Iterator[Event], halt: threading.Event) -> Iterator[Event]:
-    """The events up to a token that ends the answer as a stop string does; then `halt` is set, and the end told."""
-    is_stopped = False
-    for event in events:
-        if isinstance(event, Token) and (is_stopped or event.token_id in stop_ids):
-            is_stopped = True
-            halt.set()
-        elif isinstance(event, End) and is_stopped:
-            yield replace(event, finish_reason="stop")
-        else:
-            yield event
-
-
-def _read(reader: AnswerReader, event: Token | AnswerBytes | ThoughtText) -> Piece:
-    match event:
-        case Token(token_id, piece):
-            return reader.feed(token_id, piece)
-        case AnswerBytes(data):
-            return reader.feed(None, data)
-        case ThoughtText(text):
-            return reader.feed_thought(text)
-
-
-class _ThinkingClock:
-    """How much is thought, and for how long; makes events of what was read."""
-
-    def __init__(self) -> None:
-        self._n_tokens = 0
-        self._n_thought = 0
-        self._began = self._ended = 0.0
-
-    def tick(self) -> None:
-        """A token has come."""
-        self._began = self._began if self._n_tokens else time.monotonic()
-        self._n_tokens += 1
-
-    def events(self, read: Piece, *, is_over: bool) -> Iterator[ReasoningPiece | Thought | TextPiece]:
-        """`is_over` tells that no thoughts follow what was read."""
-        if read.reasoning:
-            self._n_thought, self._ended = self._n_tokens, time.monotonic()
-            yield ReasoningPiece(read.reasoning, self._n_tokens)
-        if is_over and self._n_thought:
-            n_thought, self._n_thought = self._n_thought, 0
-            yield Thought(n_thought, self._ended - self._began)
-        if read.content:
-            yield TextPiece(read.content)
+        self.conversation = unfinished.conversation(key)
 
 
 def _seeded(sampling: SamplingParams) -> SamplingParams:
@@ -656,14 +443,3 @@ def _seeded(sampling: SamplingParams) -> SamplingParams:
 def _is_shifted(request: GenerationRequest, stats: GenerationStats) -> bool:
     """Whether what follows the cut was still in the KV cache, which may have held something else."""
     return request.cut is not None and stats.n_reused is not None and stats.n_reused > request.cut.start
-
-
-class _AnyOf(threading.Event):
-    """Set when it is set itself or when `other` is: the user's wish to stop, or a stop string."""
-
-    def __init__(self, other: threading.Event) -> None:
-        super().__init__()
-        self._other = other
-
-    def is_set(self) -> bool:
-        return super().is_set() or self._other.is_set()

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 
 from llamachat.chat.events import Answer
 from llamachat.chat.history import History, SessionFacts, StoredSession
+from llamachat.chat.history_record import HistoryRecord
 from llamachat.chat.message import Message
-from llamachat.chat.record import HistoryRecord
 from llamachat.chat.session import Overflow, Session
 from llamachat.chat.templates import TemplateChoice
 from llamachat.chat.tools.use import Toolbox

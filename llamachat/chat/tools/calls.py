@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llamachat.chat.tools.values import write_json
+from llamachat.chat.tools.values import WrittenCall, write_json
 from llamachat.engine.base import FinishReason
 
 _JSON = json.JSONDecoder(strict=False)
@@ -157,7 +157,7 @@ class CallReader:
         certain, self._held = self._held[:n_certain], self._held[n_certain:]
         return certain
 
-    def finish(self, reason: FinishReason) -> tuple[str, list[tuple[str, str]]]:
+    def finish(self, reason: FinishReason) -> tuple[str, list[WrittenCall]]:
         """The answer is over: the rest of its text, and the names and JSON arguments of the calls.
 
         Of an answer that was cut short, a call that is not whole is left out, so that it may begin anew; and calls are

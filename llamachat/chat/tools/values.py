@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+WrittenCall = tuple[str, str]
+"""The name and the arguments as a model wrote them, before anybody has looked at them."""
+
 
 @dataclass(frozen=True)
 class Tool:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from llamachat.chat.events import Answer
 from llamachat.chat.message import Conversation, Message
-from llamachat.chat.tools.values import ToolCall, ToolResult, ToolStep
+from llamachat.chat.tools.values import ToolCall, ToolResult, ToolStep, WrittenCall
 from llamachat.engine.base import FinishReason, GenerationStats
 
 _ID_LENGTH = 9
@@ -17,7 +17,7 @@ N = TypeVar("N", int, float)
 
 
 @dataclass
-class Draft:
+class UnfinishedAnswer:
     """What was asked, and what there is of its answer."""
 
     asked: Conversation
@@ -49,7 +49,7 @@ class Draft:
         answer = Message("assistant", self.content, reasoning=self.reasoning, key=key, steps=self.steps)
         return replace(self.asked, messages=(*before, answer))
 
-    def begin_step(self, calls: list[tuple[str, str]]) -> ToolStep:
+    def begin_step(self, calls: list[WrittenCall]) -> ToolStep:
         """What was written so far came before these calls, names and arguments."""
         place = f"{len(self.asked.turns)}.{len(self.steps)}"
         numbered = (ToolCall(name, given, _call_id(f"{place}.{i}.{name}")) for i, (name, given) in enumerate(calls))
