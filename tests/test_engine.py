@@ -316,6 +316,28 @@ def test_cancel_during_decode(engine: LlamaEngine) -> None:
     assert generate(engine, prompt, max_tokens=16).ids == whole.ids
 
 
+class _AfterOneLookMore(_AfterOneLook):
+    """The same, from the moment on that somebody says so."""
+
+    is_armed = False
+
+    def is_set(self) -> bool:
+        return self.is_armed and super().is_set()
+
+
+def test_cancel_in_the_middle_of_a_token(engine: LlamaEngine) -> None:
+    prompt = prompt_of(engine, "Tell me a long story.")
+    whole = generate(engine, prompt, max_tokens=16)
+    cancel = _AfterOneLookMore()
+    for event in engine.generate(GenerationRequest(prompt, GREEDY), cancel):
+        cancel.is_armed = isinstance(event, Token)
+    assert isinstance(event, End)
+    assert (event.finish_reason, event.stats.n_generated) == ("interrupted", 1)
+    after = generate(engine, [*prompt, *whole.ids[:2]], max_tokens=14)
+    assert after.stats.n_reused == len(prompt), "the token itself was not evaluated to its end"
+    assert after.ids == whole.ids[2:]
+
+
 def test_cancelled_before_it_began(engine: LlamaEngine) -> None:
     cancel = threading.Event()
     cancel.set()

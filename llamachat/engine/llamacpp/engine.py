@@ -1,4 +1,4 @@
-"""One model, one context, one sequence: prefill, decoding, and a KV cache whose ids are kept beside it."""
+"""One model, one context, one sequence: prefill and decoding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,9 +14,7 @@ from typing import Any, BinaryIO
 import llama_cpp
 
 from llamachat.engine.base import (
-    DEFAULT_N_CTX,
     CacheState,
-    Cut,
     End,
     EngineInfo,
     EngineOptions,
@@ -27,13 +25,12 @@ from llamachat.engine.base import (
     Prefill,
     Token,
 )
-from llamachat.engine.hardware import default_threads
+from llamachat.engine.llamacpp.cache import KVCache, n_common
+from llamachat.engine.llamacpp.context import offloads, open_context
 from llamachat.engine.llamacpp.drafting import Drafter, make_drafter
-from llamachat.engine.llamacpp.library import collected_log, last_error, supports_gpu
 from llamachat.engine.llamacpp.loading import file_type_name, load_adapter, load_model, metadata
 from llamachat.engine.llamacpp.sampling import sampling
 from llamachat.engine.llamacpp.state import (
-    N_SEQUENCES,
     UnusableState,
     fingerprint,
     has_plain_cache,
@@ -45,15 +42,9 @@ from llamachat.engine.llamacpp.state import (
 from llamachat.engine.llamacpp.tokenizer import LlamaTokenizer
 from llamachat.errors import EngineFailed, LlamachatError, PromptTooLong, UnusableAdapter, WindowTooLong
 
-_N_BATCH = 512
-_ABORTED = 2
-
-_ROPE_SCALING = {
-    "linear": llama_cpp.LLAMA_ROPE_SCALING_TYPE_LINEAR,
-    "yarn": llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
-}
-_KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0, "q4_0": llama_cpp.GGML_TYPE_Q4_0}
 _LAST_ROW = -1
+_SLOW_S = 0.1
+"""Of a token that takes longer, one need not wait for the end; of a quick one, asking would take part of its time."""
 
 
 @dataclass
@@ -69,6 +60,11 @@ class _Course:
         """A token has come."""
         self.times.append(time.monotonic())
         self.n_accepted += is_accepted
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the last token took long, or nobody knows yet."""
+        return len(self.times) < 2 or self.times[-1] - self.times[-2] > _SLOW_S
 
     def n_left(self, max_tokens: int | None, n_places: int) -> int:
         """How many more tokens may come, where the cache has places for `n_places`."""
@@ -86,22 +82,19 @@ class LlamaEngine:
         """
         self._options = options = options or EngineOptions()
         started = time.monotonic()
-        self._ids: list[int] = []
         self._prompt_tps = 0.0
-        self._is_shifting = False
-        """Whether keys wait to be rotated: llama.cpp does that when it evaluates next."""
         self._model = load_model(path, options.n_gpu_layers, cancel=cancel)
         try:
             # Before the context, which makes room for what they add to the graph. They are the model's from then on.
             adapters = [load_adapter(self._model, adapter.path) for adapter in options.adapters]
             n_ctx_train = llama_cpp.llama_model_n_ctx_train(self._model)  # before YaRN, which makes it longer
-            self._context, n_threads = self._open_context(options)
+            self._context, n_threads = open_context(self._model, options)
         except (EngineFailed, UnusableAdapter, WindowTooLong):
             llama_cpp.llama_model_free(self._model)
             raise
         self._apply(adapters, [adapter.scale for adapter in options.adapters])
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self.can_shift = bool(llama_cpp.llama_memory_can_shift(self._memory))
+        self._cache = KVCache(self._context)
+        self.can_shift = self._cache.can_shift
         self.can_continue = True
         self.tokenizer = LlamaTokenizer(self._model)
         self.info = EngineInfo(
@@ -110,7 +103,7 @@ class LlamaEngine:
             n_ctx=llama_cpp.llama_n_ctx(self._context),
             n_ctx_train=n_ctx_train,
             n_threads=n_threads,
-            backend="GPU" if _offloads(options.n_gpu_layers) else "CPU",
+            backend="GPU" if offloads(options.n_gpu_layers) else "CPU",
             file_type=file_type_name(self._model),
             load_s=time.monotonic() - started,
             metadata=metadata(self._model),
@@ -128,28 +121,6 @@ class LlamaEngine:
             self.close()
             raise
 
-    def _open_context(self, options: EngineOptions) -> tuple[Any, int]:
-        params = llama_cpp.llama_context_default_params()
-        n_ctx_train = llama_cpp.llama_model_n_ctx_train(self._model)
-        params.n_ctx = options.n_ctx or min(n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
-        params.n_batch = params.n_ubatch = _N_BATCH
-        params.n_threads = params.n_threads_batch = options.n_threads or default_threads()
-        params.type_k = params.type_v = _KV_TYPES[options.kv_type or "f16"]
-        params.no_perf = True
-        if has_plain_cache(self._model):
-            params.n_seq_max, params.kv_unified = N_SEQUENCES, True  # one cache for both, of which one is used
-        if n_ctx_train and params.n_ctx > n_ctx_train:
-            if options.rope_scaling is None:
-                raise WindowTooLong(params.n_ctx, n_ctx_train)
-            params.rope_scaling_type = _ROPE_SCALING[options.rope_scaling]
-            own_scale = llama_cpp.llama_model_rope_freq_scale_train(self._model)  # some are stretched already
-            params.rope_freq_scale = min(own_scale, n_ctx_train / params.n_ctx)
-        with collected_log() as log:
-            context = llama_cpp.llama_init_from_model(self._model, params)
-        if not context:
-            raise EngineFailed(f"no context of {params.n_ctx:,} tokens could be made ({last_error(log)})")
-        return context, params.n_threads
-
     def _apply(self, adapters: Sequence[Any], scales: Sequence[float]) -> None:
         n = len(adapters)
         handles, factors = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*adapters), (ctypes.c_float * n)(*scales)
@@ -165,15 +136,15 @@ class LlamaEngine:
             raise PromptTooLong(len(prompt), n_ctx)
         started = time.monotonic()
         if request.cut:
-            self._take_out(request.cut, prompt)
-        n_reused = self._keep_common_prefix(prompt)
+            self._cache.take_out(request.cut, prompt)
+        n_reused = self._cache.keep_common_prefix(prompt)
         for n_done in self._prefill(prompt, cancel):
             yield Prefill(n_done - n_reused, len(prompt) - n_reused)
         prefill_s = time.monotonic() - started
 
         course = _Course()
         finish_reason: FinishReason = "interrupted"
-        if len(self._ids) == len(prompt):
+        if len(self._cache.ids) == len(prompt):
             finish_reason = yield from self._decode(request, cancel, course)
         first, last = (course.times[0], course.times[-1]) if course.times else (started, started)
         stats = GenerationStats(
@@ -189,53 +160,14 @@ class LlamaEngine:
         self._prompt_tps = max(self._prompt_tps, stats.prompt_tps or 0.0)
         yield End(finish_reason, stats)
 
-    def _take_out(self, cut: Cut, prompt: Sequence[int]) -> None:
-        """Remove a run of ids from the KV cache and move up what follows; its keys are rotated to their new places.
-
-        Only if the cache then has more of the prompt than now: it may hold something else than the caller believes.
-        """
-        rest = self._ids[: cut.start] + self._ids[cut.stop :]
-        if _n_common(rest, prompt) <= _n_common(self._ids, prompt):
-            return
-        if llama_cpp.llama_memory_seq_rm(self._memory, 0, cut.start, cut.stop):
-            llama_cpp.llama_memory_seq_add(self._memory, 0, cut.stop, -1, cut.start - cut.stop)
-            self._ids = rest
-            self._is_shifting = True
-
-    def _keep_common_prefix(self, prompt: Sequence[int]) -> int:
-        """Drop from the KV cache what the prompt does not start with; return how much of the prompt is there."""
-        n_common = _n_common(self._ids, prompt[:-1])  # the last token is needed for its logits
-        if self._cut_back(n_common):
-            return n_common
-        self._forget()  # a memory that cannot be cut, such as a recurrent one
-        return 0
-
-    def _cut_back(self, n_kept: int) -> bool:
-        """Drop from the KV cache all but its first ids; False if that cannot be done."""
-        if n_kept < len(self._ids):
-            if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_kept, -1):
-                return False
-            del self._ids[n_kept:]
-        return True
-
     def _prefill(self, prompt: Sequence[int], cancel: threading.Event) -> Iterator[int]:
         """Evaluate the rest of the prompt in batches, telling how far it got. Stops within a batch when cancelled."""
-        with self._aborting(cancel):
-            while len(self._ids) < len(prompt) and not cancel.is_set():
-                batch = prompt[len(self._ids) : len(self._ids) + _N_BATCH]
-                if not self._evaluate(batch):
+        with self._cache.aborting(cancel):
+            n_batch = llama_cpp.llama_n_batch(self._context)
+            while (n_done := len(self._cache.ids)) < len(prompt) and not cancel.is_set():
+                if not self._cache.evaluate(prompt[n_done : n_done + n_batch]):
                     break
-                yield len(self._ids)
-
-    @contextmanager
-    def _aborting(self, cancel: threading.Event) -> Iterator[None]:
-        """Evaluations end in their middle when `cancel` is set."""
-        callback = llama_cpp.ggml_abort_callback(lambda _: cancel.is_set())
-        llama_cpp.llama_set_abort_callback(self._context, callback, None)
-        try:
-            yield
-        finally:
-            llama_cpp.llama_set_abort_callback(self._context, llama_cpp.ggml_abort_callback(), None)
+                yield len(self._cache.ids)
 
     def _decode(
         self, request: GenerationRequest, cancel: threading.Event, course: _Course
@@ -244,7 +176,7 @@ class LlamaEngine:
 
         Each token is drawn from the logits behind those before it, so the sampler sees what it would without drafts.
         """
-        n_known, row = len(self._ids), _LAST_ROW  # what is in the cache behind the first n_known ids are drafts
+        n_known, row = len(self._cache.ids), _LAST_ROW  # what is in the cache behind the first n_known ids are drafts
         if self._drafter:
             self._drafter.begin(request, cancel)
         try:
@@ -253,7 +185,7 @@ class LlamaEngine:
                     token_id = next_token(row)
                     if self.tokenizer.is_eog(token_id) and not request.ignore_eog:
                         return "stop"
-                    is_drafted = n_known < len(self._ids) and self._ids[n_known] == token_id
+                    is_drafted = n_known < len(self._cache.ids) and self._cache.ids[n_known] == token_id
                     course.note(is_accepted=is_drafted)
                     yield Token(token_id, self.tokenizer.piece(token_id))
                     n_left = course.n_left(request.max_tokens, self.info.n_ctx - n_known)
@@ -264,67 +196,44 @@ class LlamaEngine:
                     if is_drafted:
                         row += 1
                     else:
-                        if not self._cut_back(n_known):
+                        if not self._cache.cut_back(n_known):
                             raise EngineFailed("a draft cannot be taken back")
                         row = self._step(token_id, n_left - 1, cancel, course)
                     n_known += 1
         finally:
-            self._cut_back(min(n_known, len(self._ids)))
+            self._cache.cut_back(min(n_known, len(self._cache.ids)))
         return "interrupted"
 
     def _step(self, token_id: int, n_max: int, cancel: threading.Event, course: _Course) -> int:
         """Evaluate a token, and with it a draft of at most `n_max`; return the row of the logits behind the token."""
+        abortable = self._cache.aborting(cancel) if course.is_slow else nullcontext()
         if not self._drafter:
-            self._evaluate([token_id])
+            with abortable:
+                self._cache.evaluate([token_id])
             return _LAST_ROW
         draft = self._drafter.propose(n_max)
         started = time.perf_counter()
         if not draft:
-            is_done = self._evaluate([token_id])
+            with abortable:
+                is_done = self._cache.evaluate([token_id])
         else:
-            with self._aborting(cancel):  # it may take many times as long as a step
-                is_done = self._evaluate([token_id, *draft], every_row=True)
+            with self._cache.aborting(cancel):  # it may take many times as long as a step
+                is_done = self._cache.evaluate([token_id, *draft], every_row=True)
             course.n_drafted += len(draft)
         if is_done:
             llama_cpp.llama_synchronize(self._context)
             self._drafter.hear_time(1 + len(draft), time.perf_counter() - started)
         return 0 if draft else _LAST_ROW
 
-    def _evaluate(self, ids: Sequence[int], *, every_row: bool = False) -> bool:
-        """Run tokens through the model and note them; False if it was aborted. Only the last gives logits, or every."""
-        tokens = (llama_cpp.llama_token * len(ids))(*ids)
-        batch = llama_cpp.llama_batch_get_one(tokens, len(ids))
-        if every_row:
-            batch.logits = (ctypes.c_int8 * len(ids))(*[1] * len(ids))
-        result = llama_cpp.llama_decode(self._context, batch)
-        if result == _ABORTED and self._is_shifting:
-            self._forget()  # perhaps in the middle of the rotation, which would begin again with the keys as they are
-            return False
-        if result == _ABORTED:
-            llama_cpp.llama_memory_seq_rm(self._memory, 0, len(self._ids), -1)
-            return False
-        if result != 0:
-            self._forget()
-            raise EngineFailed(f"llama_decode returned {result}")
-        self._is_shifting = False
-        self._ids.extend(ids)
-        return True
-
-    def _forget(self) -> None:
-        """Empty the KV cache: after an error nothing in it can be relied on."""
-        llama_cpp.llama_memory_clear(self._memory, True)
-        self._is_shifting = False
-        self._ids.clear()
-
     def cache_state(self) -> CacheState:
         """See `Engine`."""
-        if self._is_shifting or not has_plain_cache(self._model):
+        if self._cache.is_shifting or not has_plain_cache(self._model):
             return CacheState()
-        return CacheState(tuple(self._ids), state_bytes(self._context), self._prompt_tps)
+        return CacheState(tuple(self._cache.ids), state_bytes(self._context), self._prompt_tps)
 
     def save_state(self, file: BinaryIO, model_key: str, cancel: threading.Event) -> bool:
         """See `Engine`."""
-        return write_state(self._context, self._ids, self._state_key(model_key), file, cancel)
+        return write_state(self._context, self._cache.ids, self._state_key(model_key), file, cancel)
 
     def restore_state(self, file: BinaryIO, model_key: str, prompt_ids: Sequence[int], cancel: threading.Event) -> int:
         """See `Engine`."""
@@ -332,16 +241,16 @@ class LlamaEngine:
             return 0
         try:
             head = read_head(file, self._state_key(model_key), self.info.n_ctx)
-            n_common = _n_common(head.ids, prompt_ids)
-            self._forget()
-            n_there = read_slices(self._context, file, head, n_common, cancel)
+            n_same = n_common(head.ids, prompt_ids)
+            self._cache.forget()
+            n_there = read_slices(self._context, file, head, n_same, cancel)
         except (UnusableState, OSError) as error:
-            self._forget()
+            self._cache.forget()
             if isinstance(error, OSError):
                 raise
             return 0
-        self._ids = head.ids[:n_there]
-        return n_common
+        self._cache.ids = head.ids[:n_there]
+        return n_same
 
     def _state_key(self, model_key: str) -> bytes:
         n_ctx = self.info.n_ctx
@@ -357,13 +266,3 @@ class LlamaEngine:
             llama_cpp.llama_free(self._context)
             llama_cpp.llama_model_free(self._model)  # and its adapters
             self._model = None
-
-
-def _offloads(n_gpu_layers: int | str) -> bool:
-    return supports_gpu() and n_gpu_layers != 0
-
-
-def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two lists have in common at their beginning."""
-    shorter = min(len(a), len(b))
-    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
