@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from llamachat.cli import loading, local_model
 from llamachat.cli.local_model import LocalModel
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command
+from llamachat.cli.terminal.screen import run_screen
 from llamachat.engine.base import EngineOptions
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import EngineFailed, LlamachatError
@@ -615,3 +619,41 @@ def test_a_history_that_fails_costs_only_the_saving(talk: Talk) -> None:
     talk.say("Three", b"3")
     assert talk.contents() == ["One", "1", "Two", "2", "Three", "3"]
     assert len(talk.troubles) == 1, "told once"
+
+
+# --- Ctrl-C at the edges of an answer -------------------------------------------------------------------------
+
+
+class LateInterrupts:
+    """A reader of these lines; Ctrl-C is pressed just after it has become a signal, and just before it ceases to be."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = list(lines)
+
+    def read(self, begun: str = "") -> str:  # noqa: ARG002
+        if not self.lines:
+            raise EOFError
+        return self.lines.pop(0)
+
+    def read_ahead(self, what: str, is_done: Callable[[], bool]) -> None:
+        raise NotImplementedError
+
+    def attach(self, **_: object) -> None:
+        pass
+
+    def hold_keys(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @contextmanager
+    def allow_interrupt(self) -> Iterator[None]:
+        os.kill(os.getpid(), signal.SIGINT)
+        yield
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_just_before_or_after_an_answer_ends_that_at_most(talk: Talk) -> None:
+    talk.engine.answers += [[b"One."], [b"Two."]]
+    reader = LateInterrupts("first", "second")
+    run_screen(talk.chat, reader, show_stats=False)
+    assert not reader.lines
+    assert "second" in [*talk.contents(), talk.chat.session.unanswered and talk.chat.session.unanswered.content]

@@ -50,7 +50,7 @@ def restore_context(chat: OpenChat) -> str | None:
     if stored is None or not is_held_with(chat.model, stored.facts) or not context_path(stored.id).exists():
         return None
     started = time.monotonic()
-    with out.status("Restoring the context window (Ctrl-C skips)"), cancel_on_interrupt() as cancel:
+    with cancel_on_interrupt() as cancel, out.status("Restoring the context window (Ctrl-C skips)"):
         n_tokens = _restore(chat, stored.id, cancel)
     if n_tokens:
         return f"Restored {count(n_tokens, 'token')} in {time.monotonic() - started:.1f} s."
@@ -141,7 +141,7 @@ def _is_worth_it(cached: CacheState, kept_ids: tuple[int, ...]) -> bool:
 
 def _keep(chat: OpenChat, session_id: int, cached: CacheState, *, is_hurried: bool) -> None:
     what = f"Keeping the context window, {size(cached.n_bytes)} (Ctrl-C skips)"
-    with nullcontext() if is_hurried else out.status(what), cancel_on_interrupt() as cancel:
+    with cancel_on_interrupt() as cancel, nullcontext() if is_hurried else out.status(what):
         hurry = threading.Timer(_SIGNAL_S, cancel.set)
         hurry.daemon = True
         if is_hurried:

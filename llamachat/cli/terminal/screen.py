@@ -68,8 +68,7 @@ def run_screen(chat: OpenChat, reader: Reader, *, show_stats: bool) -> None:
         elif line.strip():
             answer = _message(chat, unescape(line).strip("\n"))
         if answer:
-            with reader.allow_interrupt():
-                interrupted = _answer(chat, answer, show_stats=show_stats)
+            interrupted = _answer(chat, reader, answer, show_stats=show_stats)
 
 
 def _obey(line: str, chat: OpenChat, reader: Reader) -> Reply:
@@ -114,13 +113,13 @@ def _edited(chat: OpenChat, reader: Reader, text: str) -> Stream | None:
 def _next_line(reader: Reader, toolbar: Toolbar, *, interrupted: bool) -> str | None:
     """What was typed, or None to leave: at Ctrl-D, or at the second Ctrl-C in a row.
 
-    `interrupted` tells that the last answer was, so that a Ctrl-C at once still means that answer.
+    `interrupted` tells that Ctrl-C was pressed during the last answer: again at once, it still means that answer.
     """
-    toolbar.refresh()
     started = time.monotonic()
     asked = False
     while True:
         try:
+            toolbar.refresh()
             return reader.read()
         except EOFError:
             return None
@@ -133,23 +132,21 @@ def _next_line(reader: Reader, toolbar: Toolbar, *, interrupted: bool) -> str | 
             out.note("(Ctrl-C again, or Ctrl-D, leaves)")
 
 
-def _answer(chat: OpenChat, answer: Stream, *, show_stats: bool) -> bool:
-    """Stream one answer and an empty line; return whether it was interrupted. An error costs this turn only."""
+def _answer(chat: OpenChat, reader: Reader, answer: Stream, *, show_stats: bool) -> bool:
+    """Stream one answer and an empty line; return whether Ctrl-C was pressed. An error costs this turn only."""
     before = chat.session.conversation
     showing = Showing(shows_thoughts=chat.shows_thoughts)
-    interrupted = False
-    try:
-        with cancel_on_interrupt() as cancel, showing:
-            given = showing.show_all(answer(cancel))
-            interrupted = cancel.is_set() if given is None else given.finish_reason == "interrupted"
-            if given:
-                _finish(chat, given, shown=showing.is_begun, show_stats=show_stats)
-    except LlamachatError as error:
-        out.error(str(error), chat.window_advice(error) if isinstance(error, PromptTooLong) else error.next_step)
-        if showing.is_begun and chat.session.conversation != before:
-            out.note("(what there is of the answer is kept; /continue goes on)")
-    out.text("")
-    return interrupted
+    with cancel_on_interrupt() as cancel:  # around all: a Ctrl-C that comes too late must not end the program
+        try:
+            with reader.allow_interrupt(), showing:
+                if given := showing.show_all(answer(cancel)):
+                    _finish(chat, given, shown=showing.is_begun, show_stats=show_stats)
+        except LlamachatError as error:
+            out.error(str(error), chat.window_advice(error) if isinstance(error, PromptTooLong) else error.next_step)
+            if showing.is_begun and chat.session.conversation != before:
+                out.note("(what there is of the answer is kept; /continue goes on)")
+        out.text("")
+    return cancel.is_set()
 
 
 def _finish(chat: OpenChat, answer: Answer, *, shown: bool, show_stats: bool) -> None:
