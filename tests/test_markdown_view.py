@@ -235,6 +235,20 @@ def test_rendered() -> None:
     assert [column for column, is_bold in bold.items() if is_bold] == [5, 6, 7, 8]
 
 
+def test_no_text_of_a_table_is_lost_however_narrow_it_is() -> None:
+    cells = ["中文单元格也很长很长", "https://example.org/a/long/path", "some words", "x"]
+    for n in (1, 2, 4, 12):
+        row = (cells * 3)[:n]
+        table = f"|{'名字|' * n}\n|{'--|' * n}\n|{'|'.join(row)}|\n"
+        for columns in (100, 40, 20, 7):
+            shown = Screen(columns, 400).show([table]).text
+            assert "…" not in shown
+            assert sorted(re.sub(r"[\s─|]", "", shown)) == sorted("名字" * n + "".join(row).replace(" ", "")), (
+                n,
+                columns,
+            )
+
+
 def test_code_is_coloured_unless_no_color_is_wished() -> None:
     code = '```python\ndef f():\n    """One\n\n    def\n    """\n    return 1\n```\n'
     screen = Screen(40).show(code)

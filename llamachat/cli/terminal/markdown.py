@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from rich.markdown import CodeBlock, Heading, Markdown
+from rich.markdown import CodeBlock, Heading, Markdown, TableDataElement, TableElement
 from rich.segment import Segment
 from rich.text import Text
 
@@ -22,11 +22,13 @@ from llamachat.cli.terminal.escapes import visible
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 
 _CODE_INDENT = 2
 _NARROWEST = 10
 """Columns that a text keeps, however deep it is nested."""
+_NARROWEST_COLUMN = 6
+"""Cells of a table's column and the gap after it, so that a wide character has room."""
 
 
 class BlockRenderer:
@@ -131,10 +133,38 @@ class _LeftHeading(Heading):
         yield text
 
 
+class _WholeCell(TableDataElement):
+    """A word, or a text without blanks, that is too wide for its column goes on in the next row of it."""
+
+    def __init__(self, justify: JustifyMethod) -> None:
+        super().__init__(justify)
+        self.content.overflow = "fold"  # Rich would cut it off
+
+
+class _WholeTable(TableElement):
+    """Where the columns would be too narrow for words, each row is a line of text."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        header = [self.header.row] if self.header and self.header.row else []
+        rows = [*header, *(self.body.rows if self.body else ())]
+        if options.max_width >= _NARROWEST_COLUMN * max((len(row.cells) for row in rows), default=0):
+            yield from super().__rich_console__(console, options)
+            return
+        for row in rows:
+            yield Text(" | ", overflow="fold").join(cell.content for cell in row.cells)
+
+
 class _ChatMarkdown(Markdown):
     """Rich's Markdown, of tokens that hide nothing."""
 
-    elements = Markdown.elements | {"heading_open": _LeftHeading, "fence": _PlainCode, "code_block": _PlainCode}
+    elements = Markdown.elements | {
+        "heading_open": _LeftHeading,
+        "fence": _PlainCode,
+        "code_block": _PlainCode,
+        "table_open": _WholeTable,
+        "td_open": _WholeCell,
+        "th_open": _WholeCell,
+    }
 
     def __init__(self, source: str) -> None:
         super().__init__("", hyperlinks=False)
