@@ -194,6 +194,15 @@ def test_a_long_paste_is_one_chip(start: StartChat) -> None:
 
     chat.paste("short\nof two lines")
     chat.wait_for("> short\n  of two lines")
+    chat.send(CTRL_C)
+
+    chat.send("x")
+    chat.paste("/exit")
+    chat.send(CTRL_A + "\x1b[3~" + ENTER)  # what was typed before it is deleted
+    chat.wait_for("> /exit\nAnswer 3.\n\n>")
+    assert "\n+//exit\n" in remembered()
+    chat.enter("/exit")
+    assert chat.wait_for_exit() == 0
 
 
 def test_the_editor(start: StartChat, tmp_path: Path) -> None:

@@ -242,11 +242,7 @@ def test_no_text_of_a_table_is_lost_however_narrow_it_is() -> None:
         table = f"|{'名字|' * n}\n|{'--|' * n}\n|{'|'.join(row)}|\n"
         for columns in (100, 40, 20, 7):
             shown = Screen(columns, 400).show([table]).text
-            assert "…" not in shown
-            assert sorted(re.sub(r"[\s─|]", "", shown)) == sorted("名字" * n + "".join(row).replace(" ", "")), (
-                n,
-                columns,
-            )
+            assert sorted(re.sub(r"[\s─|]", "", shown)) == sorted(("名字" * n + "".join(row)).replace(" ", ""))
 
 
 def test_code_is_coloured_unless_no_color_is_wished() -> None:

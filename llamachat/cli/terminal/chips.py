@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from llamachat.cli.terminal.commands import escape
+from llamachat.cli.terminal.commands import PREFIX, escape
 
 if TYPE_CHECKING:
     from prompt_toolkit.layout.processors import Processor
@@ -28,10 +28,17 @@ class Chips:
         """None as long as there is no model to ask."""
         self._texts: dict[str, str] = {}
         self._labels: dict[str, str] = {}
+        self._with_slash: list[str] = []
+
+    def begin_line(self) -> None:
+        """Another line is going to be typed."""
+        self._with_slash.clear()
 
     def fold(self, text: str) -> str:
         """A paste as it goes into the line: itself, or its chip if it has many lines."""
         text = "".join("\ufffd" if character in self._texts else character for character in text)
+        if text.startswith(PREFIX):
+            self._with_slash.append(text)
         if text.rstrip("\n").count("\n") < LONGEST_PASTE:
             return text
         character = chr(_FIRST + len(self._texts))
@@ -41,9 +48,9 @@ class Chips:
         return character
 
     def expand(self, line: str) -> str:
-        """The line with all its text. What was pasted at its start is escaped, so that it is never a command."""
+        """The line with all its text. What was pasted is never a command, also where what stood before it is gone."""
         text = "".join(self._texts.get(character, character) for character in line)
-        return escape(text) if line[:1] in self._texts else text
+        return escape(text) if line[:1] in self._texts or line.startswith(tuple(self._with_slash)) else text
 
     def label(self, character: str) -> str | None:
         """What the screen shows for a chip; None for any other character."""

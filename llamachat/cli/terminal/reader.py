@@ -144,6 +144,8 @@ class LineEditor:
             if self._session.default_buffer.text:
                 return ""
             raise
+        finally:
+            self._chips.begin_line()
 
     def read_ahead(self, what: str, is_done: Callable[[], bool]) -> None:
         """See `Reader`."""

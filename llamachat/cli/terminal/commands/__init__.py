@@ -13,7 +13,18 @@ from llamachat.cli.terminal.commands.look import LOOK
 from llamachat.cli.terminal.commands.settings import SETTINGS
 from llamachat.cli.terminal.commands.talk import TALK
 
-__all__ = ["COMMANDS", "BadCommand", "Command", "Reply", "Stream", "escape", "is_command", "run_command", "unescape"]
+__all__ = [
+    "COMMANDS",
+    "PREFIX",
+    "BadCommand",
+    "Command",
+    "Reply",
+    "Stream",
+    "escape",
+    "is_command",
+    "run_command",
+    "unescape",
+]
 
 
 def is_command(line: str) -> bool:
