@@ -577,6 +577,14 @@ class UnusableSessionFile(LlamachatError):
         super().__init__(f"{path}: {problem}.", "Give a file made with: llamachat sessions export ID FILE.json.")
 
 
+class SystemRefused(LlamachatError):
+    """Something the operating system did not do, and nobody had better words for: a path that is too long, say."""
+
+    def __init__(self, error: OSError) -> None:
+        where = f"{str(error.filename)[:80]}: " if error.filename else ""
+        super().__init__(f"{where}{describe_os_error(error)}.", "Check the path, its permissions, and the room there.")
+
+
 def _size(n_bytes: int) -> str:
     """Decimal units, as disks are sold and `list` shows them; exact enough to tell what is needed from what is free."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"

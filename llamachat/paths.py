@@ -9,11 +9,16 @@ import os
 from pathlib import Path
 
 
+def expand_user(path: str) -> Path:
+    """The path with a leading ~ or ~user replaced. One of nobody stays as it is, where `Path.expanduser` raises."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def home_dir() -> Path:
     """The directory everything is under."""
     override = os.environ.get("LLAMACHAT_HOME")
     if override:
-        return Path(os.path.expanduser(override)).absolute()  # noqa: PTH111  # keeps ~nobody as it is
+        return expand_user(override).absolute()
     from platformdirs import user_data_path  # slower to import than all the rest of this module's users need
 
     return user_data_path("llamachat", appauthor=False)

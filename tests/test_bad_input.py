@@ -275,6 +275,11 @@ def test_contradictions(refused: Refusal, checkpoint: Path) -> None:
     refused("pull", f"a/{'b' * 300}", says="not a model name", next_step="ORG/REPO")
 
 
+def test_paths_that_cannot_be(refused: Refusal) -> None:
+    refused("show", "~nobody.at.all/x.gguf", says="~nobody.at.all/x.gguf", next_step="Give a .gguf file")
+    refused("show", f"./{'x' * 300}", says="File name too long", next_step="Check the path")
+
+
 def test_a_home_that_cannot_be_written(
     run: RunCommand, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

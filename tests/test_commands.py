@@ -387,6 +387,28 @@ def test_several_files_by_wildcards(talk: Talk, tmp_path: Path) -> None:
     assert len(talk.chat.attached) == 3
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/file ~nobody.at.all/x",
+        f"/file {'x' * 300}",
+        "/file **x",
+        "/export ~nobody.at.all/x.md",
+        f"/export {'x' * 300}.md",
+        f"/adapter {'x' * 300}",
+        "/model ~nobody.at.all/x",
+        f"/model ./{'x' * 300}",
+    ],
+)
+def test_a_path_that_cannot_be_costs_no_chat(talk: Talk, line: str) -> None:
+    talk.say("One", b"1")
+    before = talk.chat.session.conversation
+    with pytest.raises(LlamachatError):
+        talk.do(line)
+    assert talk.chat.session.conversation == before
+    assert not talk.chat.attached
+
+
 def test_set(talk: Talk) -> None:
     talk.do("/set temperature 0.1")
     talk.do("/set top-p=0.3")

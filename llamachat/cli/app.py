@@ -15,7 +15,7 @@ from llamachat.cli import bench, chat, doctor, models, prompt, prune, pull, quan
 from llamachat.cli.chat_options import ChatCommand
 from llamachat.cli.output import out
 from llamachat.cli.show import show
-from llamachat.errors import LlamachatError
+from llamachat.errors import LlamachatError, SystemRefused
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -29,15 +29,21 @@ class _ErrorBoundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except LlamachatError as error:
-            if os.environ.get("LLAMACHAT_DEBUG") == "1":
-                raise
-            out.error(str(error), error.next_step)
-            sys.exit(error.exit_status)
+            _refuse(error)
         except (KeyboardInterrupt, typer.Abort):
             out.note("Interrupted.")
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
             _leave_quietly()
+        except OSError as error:  # that nobody had better words for, such as of a path that is too long
+            _refuse(SystemRefused(error))
+
+
+def _refuse(error: LlamachatError) -> None:
+    if os.environ.get("LLAMACHAT_DEBUG") == "1":
+        raise  # noqa: PLE0704  # what is being handled
+    out.error(str(error), error.next_step)
+    sys.exit(error.exit_status)
 
 
 def _leave_quietly() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from llamachat.errors import BadReference, UnknownModel
 from llamachat.models.catalog import Catalog, ModelSpec
 from llamachat.models.names import NAME, is_valid_name
+from llamachat.paths import expand_user
 
 _QUANT = r"[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*"  # UD-Q4_K_XL
 _REFERENCE = re.compile(rf"(?P<name>{NAME}(?:/{NAME})?)(?:@(?P<revision>[^:@\s]+))?(?::(?P<quant>{_QUANT}))?")
@@ -58,7 +59,7 @@ Reference = NamedModel | LocalName | CheckpointDirectory | ModelFile
 def parse_reference(text: str, catalog: Catalog) -> Reference:
     """Read MODEL; raise `BadReference` for text that can be none of the kinds."""
     if text.endswith(".gguf"):
-        return ModelFile(Path(text).expanduser())
+        return ModelFile(expand_user(text))
     if text.startswith((".", "/", "~")) or text.endswith("/"):
         return _directory(text)
     match = _REFERENCE.fullmatch(text)
@@ -83,7 +84,7 @@ def unknown(reference: LocalName, catalog: Catalog) -> UnknownModel:
 
 
 def _directory(text: str) -> CheckpointDirectory:
-    path = Path(text).expanduser()
+    path = expand_user(text)
     if not path.is_dir():
         raise BadReference(f"{text} is not a directory.", "Check the path; a Hub repository is written ORG/REPO.")
     return CheckpointDirectory(path)

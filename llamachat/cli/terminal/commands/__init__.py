@@ -12,6 +12,7 @@ from llamachat.cli.terminal.commands.keep import KEEP
 from llamachat.cli.terminal.commands.look import LOOK
 from llamachat.cli.terminal.commands.settings import SETTINGS
 from llamachat.cli.terminal.commands.talk import TALK
+from llamachat.errors import SystemRefused
 
 __all__ = [
     "COMMANDS",
@@ -53,7 +54,10 @@ def run_command(line: str, chat: OpenChat) -> Reply:
         near = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, COMMANDS, 2, 0.7)
         guess = f"Did you mean {' or '.join(near)}?" if near else "See /help."
         return Reply(f"There is no {name}. {guess} To send it as a message, begin with {PREFIX * 2}")
-    return command.run(chat, argument.strip())
+    try:
+        return command.run(chat, argument.strip())
+    except OSError as error:  # such as a path that is too long
+        raise SystemRefused(error) from error
 
 
 def _help(_chat: OpenChat, _argument: str) -> Reply:

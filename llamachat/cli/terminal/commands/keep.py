@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from llamachat.chat.export import FORMATS, export_session, form_of, tree_of, write_export
 from llamachat.chat.history import History, SessionTree
@@ -13,6 +12,7 @@ from llamachat.cli.format import count, moment
 from llamachat.cli.opening import OpenChat, is_held_with
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.errors import LlamachatError
+from llamachat.paths import expand_user
 
 _N_LISTED = 15
 _REPLACE = " --force"
@@ -77,7 +77,7 @@ def _fork(chat: OpenChat, argument: str) -> Reply:
 
 
 def _export(chat: OpenChat, argument: str) -> Reply:
-    path = Path(argument.removesuffix(_REPLACE).rstrip()).expanduser()
+    path = expand_user(argument.removesuffix(_REPLACE).rstrip())
     form = form_of(path)
     if form is None:
         endings = ", ".join(f".{known}" for known in FORMATS)

@@ -11,6 +11,7 @@ from llamachat.cli.opening import OpenChat
 from llamachat.cli.question import read_text
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.cli.terminal.commands.settings import parse_settings
+from llamachat.paths import expand_user
 
 _SHOWN_CHARACTERS = 60
 _MAX_FILES = 100
@@ -86,11 +87,14 @@ def _file(chat: OpenChat, argument: str) -> Reply:
 
 def _paths(argument: str) -> list[Path]:
     """The file of that name; or else, by its wildcards, several."""
-    path = Path(argument).expanduser()
+    path = expand_user(argument)
     if path.exists() or not set("*?[") & set(argument):
         return [path]
     matches = (match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if match.is_file())
-    found = sorted(islice(matches, _MAX_FILES + 1))
+    try:
+        found = sorted(islice(matches, _MAX_FILES + 1))
+    except ValueError as error:  # as Python has it for **x
+        raise BadCommand(f"{argument} is no pattern of file names.", "Write ** between slashes only.") from error
     if not found:
         raise BadCommand(f"No file is called like {argument}.", "Tab completes file names.")
     if len(found) > _MAX_FILES:
