@@ -527,7 +527,9 @@ def test_a_named_model_goes_on_as_before_if_it_is_the_same(home: Path, monkeypat
         assert (chat.choice.template.name, chat.session.sampling.seed) == ("zephyr", 7)
 
 
-OPTIONS = {"max_tokens": 9, "stop": ["END"], "overflow": "stop", "kv_type": "q8_0", "rope_scaling": "yarn"}
+OPTIONS = {
+    "max_tokens": 9, "stop": ["END"], "overflow": "stop", "reasoning": "off", "kv_type": "q8_0", "rope_scaling": "yarn",
+}  # fmt: skip
 
 
 def held_with(options: ChatOptions) -> dict[str, object]:
@@ -536,6 +538,7 @@ def held_with(options: ChatOptions) -> dict[str, object]:
         "max_tokens": options.max_tokens,
         "stop": list(options.stop),
         "overflow": options.overflow,
+        "reasoning": options.reasoning,
         "kv_type": engine.kv_type,
         "rope_scaling": engine.rope_scaling,
     }
@@ -554,7 +557,9 @@ def test_a_conversation_goes_on_with_the_options_it_was_held_with(
     monkeypatch.setattr(loading, "open_engine", open_fake)
     name = "smollm2-135m-instruct"
     engine = EngineOptions(kv_type="q8_0", rope_scaling="yarn")
-    first = ChatOptions(engine, {}, max_tokens=9, stop=("END",), overflow="stop", grammar='root ::= "1"')
+    first = ChatOptions(
+        engine, {}, max_tokens=9, stop=("END",), overflow="stop", reasoning="off", grammar='root ::= "1"'
+    )
     with open_chat(name, first) as chat:
         list(chat.session.send("One", threading.Event()))
     assert kept_facts().options == {**OPTIONS, "grammar": True}
@@ -562,9 +567,10 @@ def test_a_conversation_goes_on_with_the_options_it_was_held_with(
         assert held_with(chat.options) == OPTIONS
         session = chat.session
         assert (session.max_tokens, session.own_stop, session.overflow, session.grammar) == (9, ("END",), "stop", None)
+        assert session.template.thinking is False
         assert (opened[-1].kv_type, opened[-1].rope_scaling) == ("q8_0", "yarn")
     assert "now they do only with --grammar" in capsys.readouterr().err
-    mine = ChatOptions(EngineOptions(kv_type="f16"), {}, max_tokens=5, stop=("",), overflow="drop")
+    mine = ChatOptions(EngineOptions(kv_type="f16"), {}, max_tokens=5, stop=("",), overflow="drop", reasoning="auto")
     with open_chat(None, mine, resume="last") as chat:
         assert (chat.session.max_tokens, chat.session.overflow, opened[-1].kv_type) == (5, "drop", "f16")
         list(chat.session.send("Two", threading.Event()))
@@ -586,12 +592,14 @@ def test_resume_in_the_chat_brings_the_options_along(talk: Talk, monkeypatch: py
     talk.do(f"/resume {other}")
     assert held_with(talk.chat.options) == OPTIONS
     assert (talk.chat.session.max_tokens, talk.chat.session.own_stop) == (9, ("END",))
+    assert talk.chat.session.template.thinking is False
     assert len(opened) == 1
     talk.do("/resume 1")
     assert held_with(talk.chat.options) == {
-        "max_tokens": None, "stop": [], "overflow": None, "kv_type": None, "rope_scaling": None
+        "max_tokens": None, "stop": [], "overflow": None, "reasoning": None, "kv_type": None, "rope_scaling": None
     }  # fmt: skip
     assert talk.chat.session.overflow == "drop"
+    assert talk.chat.session.template.thinking is None
     strange_id = talk.history.add_tree(replace(tree, facts=replace(tree.facts, options=strange)))
     talk.do(f"/resume {strange_id}")
     assert talk.chat.session.overflow == "drop", "a word of a later version means nothing here"

@@ -110,11 +110,12 @@ class ChatArguments:
         ),
     ] = None
     reasoning: Annotated[
-        Reasoning,
+        Reasoning | None,
         typer.Option(
-            help="Thinking before answers: as the model does it by itself, on, off, or not shown.", case_sensitive=False
+            help="Thinking before answers: as the model does it by itself (default), on, off, or not shown.",
+            case_sensitive=False,
         ),
-    ] = Reasoning.AUTO
+    ] = None
     rope_scaling: Annotated[
         RopeScaling | None, typer.Option(help="Go beyond the window the model was trained for.", case_sensitive=False)
     ] = None
@@ -161,7 +162,7 @@ def chat_options(arguments: ChatArguments) -> ChatOptions:
         max_tokens=arguments.max_tokens,
         stop=tuple(arguments.stop or ()),
         overflow=arguments.overflow.value if arguments.overflow else None,
-        reasoning=arguments.reasoning.value,
+        reasoning=arguments.reasoning.value if arguments.reasoning else None,
         strict_tags=arguments.strict_tags,
         examples=_turns(arguments.examples),
         infill=(read_text(arguments.infill[0]), read_text(arguments.infill[1])) if arguments.infill else None,

@@ -45,7 +45,7 @@ class ChatOptions:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     overflow: Overflow | None = None
-    reasoning: Reasoning = "auto"
+    reasoning: Reasoning | None = None
     grammar: str | None = None
     schema: Any = None
     """The JSON Schema that the grammar was made of."""
@@ -116,11 +116,17 @@ class OpenChat:
         """Let the model think before its answers from now on, or not, or unseen; whichever model it is."""
         self.options = replace(self.options, reasoning=reasoning)
         self.session.think(_THINKING[reasoning])
+        self._keep_facts()
+
+    @property
+    def reasoning(self) -> Reasoning:
+        """Whether the model thinks before its answers, and whether that is shown."""
+        return _reasoning(self.options)
 
     @property
     def shows_thoughts(self) -> bool:
         """Whether what the model thinks is to be seen."""
-        return self.options.reasoning in ("auto", "on")
+        return self.reasoning in ("auto", "on")
 
     def resume(self, stored: StoredSession) -> None:
         """Go on with a stored conversation as it stopped, if that was with the model there is now; else with that."""
@@ -131,7 +137,14 @@ class OpenChat:
     def _answer_as(self, facts: SessionFacts) -> None:
         open_engine = replace(self.options.engine, n_ctx=None, adapters=(), kv_type=None, rope_scaling=None)
         open_options = replace(
-            self.options, sampling={}, template=None, engine=open_engine, max_tokens=None, stop=(), overflow=None
+            self.options,
+            sampling={},
+            template=None,
+            engine=open_engine,
+            max_tokens=None,
+            stop=(),
+            overflow=None,
+            reasoning=None,
         )
         options = _as_before(open_options, facts, self.model)
         now, engine = self.facts(), self.options.engine
@@ -141,6 +154,7 @@ class OpenChat:
         session = self.session
         self.options, session.sampling = options, facts.sampling_params()
         session.max_tokens, session.own_stop, session.overflow = options.max_tokens, options.stop, _overflow(options)
+        session.think(_THINKING[self.reasoning])
 
     def adopt(self, stored: StoredSession) -> None:
         """Go on with a stored conversation as answers are made now."""
@@ -191,6 +205,7 @@ class OpenChat:
             "max_tokens": session.max_tokens,
             "stop": [text for text in session.own_stop if text],
             "overflow": session.overflow if session.overflow != "drop" else None,
+            "reasoning": self.reasoning if self.reasoning != "auto" else None,
             "kv_type": engine.kv_type if engine.kv_type != "f16" else None,
             "rope_scaling": engine.rope_scaling,
             "grammar": session.is_held,
@@ -285,6 +300,7 @@ def _as_before(options: ChatOptions, facts: SessionFacts, source: Source) -> Cha
         max_tokens=options.max_tokens or then.get("max_tokens"),
         stop=options.stop or tuple(then.get("stop", ())),
         overflow=options.overflow or _known(then.get("overflow"), Overflow),
+        reasoning=options.reasoning or _known(then.get("reasoning"), Reasoning),
     )
     if source.server is not None or not is_held_with(source, facts):
         return options
@@ -297,6 +313,10 @@ def _as_before(options: ChatOptions, facts: SessionFacts, source: Source) -> Cha
     if not engine.adapters:
         engine = replace(engine, adapters=[LoraAdapter(Path(path), scale) for path, scale in facts.adapters])
     return replace(options, engine=engine, template=options.template or facts.template)
+
+
+def _reasoning(options: ChatOptions) -> Reasoning:
+    return options.reasoning or "auto"
 
 
 def _known(word: Any, words: Any) -> Any:
@@ -321,14 +341,14 @@ def _open_session(source: Source, options: ChatOptions, meanwhile: Meanwhile | N
             schema=options.schema,
             strict_tags=options.strict_tags,
             examples=options.examples,
-            thinking=_THINKING[options.reasoning],
+            thinking=_THINKING[_reasoning(options)],
             toolbox=options.toolbox,
         )
     except LlamachatError:
         new.engine.close()
         raise
     opened = OpenChat(options, source, session, new.choice, new.adapters)
-    if note := describe_unmet(session, options.reasoning):
+    if note := describe_unmet(session, _reasoning(options)):
         out.note(note)
     try:
         yield opened

@@ -151,7 +151,7 @@ def _reasoning(chat: OpenChat, argument: str) -> Reply:
         raise BadCommand(f"There is no /reasoning {argument}.", f"There are: {', '.join(REASONING_MODES)}.")
     if wanted:
         chat.set_reasoning(wanted)
-    mode = chat.options.reasoning
+    mode = chat.reasoning
     return Reply(describe_unmet(chat.session, mode) or f"Thinking before answers: {_REASONING[mode]}.")
 
 
