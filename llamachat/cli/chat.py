@@ -52,7 +52,7 @@ def chat(arguments: ChatArguments) -> None:
     if arguments.server is not None:
         from llamachat.cli.served_model import refuse_local
 
-        refuse_local(options)
+        refuse_local(options, has_tools=bool(arguments.tools))
     if arguments.plain:
         os.environ["TERM"] = "dumb"  # understood by all that draws here: no colour, nothing that moves
     save = not (arguments.no_save or arguments.infill)  # there is no conversation in filling a gap

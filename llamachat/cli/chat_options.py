@@ -67,13 +67,13 @@ class ChatArguments:
         None
     )
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy and repeatable.")] = None
+    temperature: Annotated[float | None, typer.Option(min=0.0, max=100.0, help="0 is greedy and repeatable.")] = None
     top_k: Annotated[
         int | None, typer.Option(min=0, max=2**31 - 1, help="Choose among the k likeliest tokens; 0: all.")
     ] = None
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Choose within this probability mass.")] = None
     min_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Leave out what is this much rarer.")] = None
-    repeat_penalty: Annotated[float | None, typer.Option(min=0.1, help="Above 1: avoid repetition.")] = None
+    repeat_penalty: Annotated[float | None, typer.Option(min=0.1, max=100.0, help="Above 1: avoid repetition.")] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Makes a run repeatable.")] = None
     stop: Annotated[list[str] | None, typer.Option(help="End the answer at this text; repeatable.")] = None
     json_schema: Annotated[

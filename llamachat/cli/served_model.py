@@ -40,9 +40,12 @@ _LOCAL: Mapping[str, Callable[[ChatOptions], object]] = {
 """What belongs to whoever loads a model and renders its prompts, and whether it was asked for."""
 
 
-def refuse_local(options: ChatOptions) -> None:
-    """Raise `OnlyLocal` if something was asked for that means nothing with a server."""
-    if names := [name for name, is_asked in _LOCAL.items() if is_asked(options)]:
+def refuse_local(options: ChatOptions, *, has_tools: bool = False) -> None:
+    """Raise `OnlyLocal` if something was asked for that means nothing with a server.
+
+    `has_tools`: files of tools were named; that is known before they are run.
+    """
+    if names := [name for name, is_asked in _LOCAL.items() if is_asked(options) or (has_tools and name == "--tools")]:
         raise OnlyLocal(names)
 
 
@@ -110,6 +113,8 @@ def reach(address: str, model: str | None, *, is_named: bool, meanwhile: Meanwhi
     from llamachat.engine.remote import connect, parse_address
 
     address = parse_address(address)
+    if model is not None and not model.isprintable():
+        raise NoServedModel("No model has a name with such characters.", "llamachat chat --server URL tells the names.")
     key = _key(address) if is_named else None
     reached = wait_for(f"Connecting to {address}", partial(connect, address, key), meanwhile)
     names = reached.names()

@@ -6,6 +6,7 @@ stop generating. Name look-up cannot be ended; the thread then goes away with th
 
 from __future__ import annotations
 
+import json
 import queue
 import socket
 import ssl
@@ -64,14 +65,27 @@ class Client:
         headers = {"User-Agent": f"llamachat/{__version__}", "Accept-Encoding": "identity"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        return Exchange(self.address, method, url, headers, body, silence_s)
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        return Exchange(self.address, method, url, headers, None if body is None else _document(body), silence_s)
+
+
+def _document(body: Any) -> bytes:
+    """JSON for a server. Half a surrogate pair, as which Python reads what is no UTF-8, becomes a question mark."""
+    return json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
 class Exchange:
     """A request and its reply. Leaving the context ends it, whatever state it is in."""
 
     def __init__(
-        self, address: str, method: str, url: str, headers: Mapping[str, str], body: Any, silence_s: float | None
+        self,
+        address: str,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        silence_s: float | None,
     ) -> None:
         self._address = address
         self._request = (method, url, dict(headers), body)
@@ -140,7 +154,9 @@ class Exchange:
         try:
             with (
                 httpx2.Client(verify=_tls(), trust_env=not is_loopback(url), timeout=timeout) as client,
-                client.stream(method, url, json=body, headers=headers, extensions={"trace": self._trace}) as response,
+                client.stream(
+                    method, url, content=body, headers=headers, extensions={"trace": self._trace}
+                ) as response,
             ):
                 self._put(Head(response.status_code, {k.lower(): v for k, v in response.headers.items()}))
                 for chunk in response.iter_raw():
