@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -551,6 +552,43 @@ def test_answers_held_to_a_schema_or_a_grammar() -> None:
             talk(other, "Hi", grammar=grammar)
     assert server.bodies[0]["response_format"]["json_schema"]["schema"] == schema
     assert server.bodies[1]["grammar"] == grammar
+
+
+def test_a_script_is_told_where_a_server_does_not_hold_the_schema(
+    server: ChatServer, run: RunCommand, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    asked = ("chat", "--server", server.url, "-p", "Hi", "--json-schema", schema)
+    schema.write_text('["a list is no schema"]')
+    done = run(*asked)
+    assert (done.returncode, done.stdout, server.asked) == (1, "", []), done.stderr
+    schema.write_text('{"type": "object"}')
+    server.answers += [answer('{"a": 1}'), answer('Sure! {"a": 1}')]
+    done = run(*asked)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '{"a": 1}\n', "")
+    done = run(*asked)
+    assert (done.returncode, done.stdout) == (1, 'Sure! {"a": 1}\n')
+    assert "Error: The answer is not JSON" in done.stderr
+
+
+def test_bytes_that_are_no_text_reach_a_server_as_question_marks(server: ChatServer, run: RunCommand) -> None:
+    server.answers.append(answer("Yes."))
+    done = run("chat", "--server", server.url, "-p", "caf\udce9?")
+    assert (done.returncode, done.stdout) == (0, "Yes.\n"), done.stderr
+    assert server.bodies[0]["messages"][-1]["content"] == "caf??"
+    done = run("chat", "mod\udce9l", "--server", server.url, "-p", "Hi")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_tools_are_refused_with_a_server_before_they_are_run(
+    server: ChatServer, run: RunCommand, tmp_path: Path
+) -> None:
+    tools = tmp_path / "tools.py"
+    tools.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f() -> int:\n    return 1\n")
+    done = run("chat", "--server", server.url, "-p", "Hi", "--tools", tools)
+    assert (done.returncode, server.asked, (tmp_path / "ran").exists()) == (2, [], False)
+    assert "--tools has no meaning with a server" in done.stderr
 
 
 def test_a_server_that_dies_leaves_what_it_said(server: ChatServer, run: RunCommand) -> None:

@@ -177,7 +177,8 @@ def test_an_answer_by_a_schema(chat: RunCommand, tmp_path: Path) -> None:
     cut = chat(*asked, "--max-tokens", "4", "--json")
     document = json.loads(cut.stdout)
     assert document["finish_reason"] == "length"
-    assert "The answer is incomplete" in cut.stderr
+    assert cut.returncode == 1, "what does not parse is not what was asked for"
+    assert "Error: The answer is incomplete" in cut.stderr
 
 
 def test_an_answer_by_a_grammar(chat: RunCommand, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from llamachat.chat.events import Answer, LeftOut, Thought, ToolCalled, ToolRetu
 from llamachat.chat.history import StoredSession
 from llamachat.chat.history.titles import make_title
 from llamachat.chat.session import Session
+from llamachat.chat.templates import Served
 from llamachat.cli.format import count
 from llamachat.engine.base import Tokenizer
 from llamachat.errors import TokensUnknown
@@ -109,7 +110,8 @@ def describe_unmet(session: Session, reasoning: str) -> str | None:
     """Why a wish about thinking cannot be met as it was said; None if it can."""
     template = session.template
     thinks, can_switch = template.reasoning is not None, template.can_switch_thinking
-    if session.is_held and thinks and not (can_switch and reasoning != "on"):
+    is_ours = not isinstance(template, Served)  # a server may let its model think before it holds the answer
+    if session.is_held and thinks and is_ours and not (can_switch and reasoning != "on"):
         return "A grammar holds the answer from its first word: the model answers without thinking first."
     if reasoning == "on" and not can_switch:
         how = "has no switch for it: the model thinks when it does so by itself" if thinks else "does not know of it"

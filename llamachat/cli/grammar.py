@@ -31,11 +31,14 @@ def read_schema(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON Schema in a file, as it stands there."""
+    """The JSON Schema in a file, as it stands there. Raises `BadSchema` for what cannot be one."""
     try:
-        return json.loads(read_text(path), parse_constant=_refuse)
+        schema = json.loads(read_text(path), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise BadSchema(path, "", f"it is not valid JSON ({error})") from error
+    if not isinstance(schema, (dict, bool)):
+        raise BadSchema(path, "", "there is no schema: an object, true or false is expected")
+    return schema
 
 
 def _refuse(name: str) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from llamachat.chat.events import Answer
 from llamachat.cli.describing import describe_length, describe_read_again
 from llamachat.cli.opening import OpenChat
@@ -10,11 +12,14 @@ from llamachat.cli.question import Question
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 from llamachat.cli.terminal.showing import Showing
 from llamachat.engine.base import Tokenizer
-from llamachat.errors import PromptTooLong
+from llamachat.errors import AnswerNotHeld, PromptTooLong
 
 
 def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: bool) -> None:
-    """Ask `question` and print the answer; raise `KeyboardInterrupt` after what there is of one that was cut off."""
+    """Ask `question` and print the answer.
+
+    Raises, after what there is of it, `KeyboardInterrupt` for one that was cut off, and `AnswerNotHeld`.
+    """
     if question.sources:
         out.note(_describe_sources(question, opened.session.engine.tokenizer))
     try:
@@ -27,10 +32,6 @@ def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: b
     assert answer is not None  # only /compact ends without one
     if as_json:
         out.json(_as_json(opened, answer))
-    if opened.session.is_held and answer.finish_reason == "length":
-        out.warning(
-            "The answer is incomplete: there was no room for all that the grammar asks for. Raise --max-tokens."
-        )
     if answer.reasoning and not answer.content and answer.finish_reason == "length":
         out.warning("There was no room for an answer after what was thought. Raise --max-tokens or --ctx.")
     if again := describe_read_again(answer):
@@ -39,6 +40,25 @@ def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: b
         out.note(opened.describe_stats(answer))
     if answer.finish_reason == "interrupted":
         raise KeyboardInterrupt
+    if opened.session.is_held:
+        _check_held(answer, is_json=opened.options.schema is not None)
+
+
+def _check_held(answer: Answer, *, is_json: bool) -> None:
+    """Raise `AnswerNotHeld` where the grammar had no room, or a server did not keep to it."""
+    if answer.finish_reason == "length":
+        raise AnswerNotHeld(
+            "The answer is incomplete: there was no room for all that the grammar asks for.",
+            "Raise --max-tokens or --ctx, or bound what may be long: maxLength and maxItems in a schema.",
+        )
+    if is_json:
+        try:
+            json.loads(answer.content)
+        except (ValueError, RecursionError) as error:
+            step = (
+                "Use a server that holds answers to a schema, such as llama-server or vLLM, or a model on this machine."
+            )
+            raise AnswerNotHeld("The answer is not JSON: the server did not hold it to the schema.", step) from error
 
 
 def _describe_sources(question: Question, tokenizer: Tokenizer) -> str:
