@@ -32,6 +32,7 @@ _TEXTS = {
     "long paragraphs": (_PROSE * 30 + "\n\n") * 3,
     "list": "".join(f"{i}. {_PROSE}\n" for i in range(1, 90)),
     "code": "```python\n" + _CODE * 70 + "```\n",
+    "dense code": "```python\n" + _CODE.replace("    def", "def").replace("\n\n", "\n") * 70 + "```\n",
     "tables": ("| name | value | what it is |\n|---|---:|---|\n" + "| one | 12 | three *four* five |\n" * 25 + "\n")
     * 8,
     "Chinese": (_CHINESE * 6 + "\n\n") * 15,

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from llamachat.chat.text import TextDecoder
 from llamachat.cli.terminal.blocks import LONGEST_BLOCK, Block, BlockSplitter
+from llamachat.cli.terminal.code import CodeLines
 from llamachat.cli.terminal.escapes import visible
 from llamachat.cli.terminal.graphemes import MOST_HELD, held_back
 from llamachat.cli.terminal.size import Size
@@ -212,6 +213,33 @@ def test_drawing_waits_for_its_time() -> None:
     screen = Screen()
     screen.show("some words " * 50, pause_s=0.001)
     assert screen.raw.count("\x1b[?2026h") < 15  # of 550 pieces in 0.55 s
+
+
+def test_drawing_keeps_up_however_long_it_takes() -> None:
+    shown: list[tuple[float, str]] = []
+    now_s = 0.0
+
+    def write(sequences: str) -> None:
+        nonlocal now_s
+        shown.append((now_s, sequences))
+        now_s += sequences.count("line") * 0.01  # a slow terminal
+
+    view = MarkdownView(Console(file=io.StringIO()), write, lambda: Size(40, 12), lambda: now_s)
+    for i in range(400):
+        view.feed(f"line{i}\n\n")
+        now_s += 0.05
+    view.close()
+    assert "line399" in shown[-1][1]
+    assert max(b - a for (a, _), (b, _) in pairwise(shown)) < 5
+
+
+def test_code_is_lexed_with_little_of_what_was_before_it() -> None:
+    code = CodeLines("python")
+    lines = ['s = """', "text", *(f"def f{i}(x):\n    return x" for i in range(12)), '"""', "def g():", "    return 1"]
+    texts = [code.line(line) for source in lines * 2 for line in source.split("\n")]
+    colours = ["/".join(str(span.style) for span in text.spans) for text in texts]
+    assert colours[: len(colours) // 2] == colours[len(colours) // 2 :]
+    assert len(code._context) <= 10
 
 
 def test_marks_do_not_appear_for_a_moment() -> None:

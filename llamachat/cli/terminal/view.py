@@ -30,6 +30,9 @@ _LATE_S = 0.1
 _MOST_OF_THE_TIME = 0.02
 """The share of the time that drawing may take: a long table is drawn less often."""
 
+_SELDOMEST_S = 3.0
+"""Between two drawings. What is finished takes its time whenever it is drawn; to wait for that would pile up more."""
+
 
 class RawView:
     """The text as it comes."""
@@ -136,7 +139,8 @@ class MarkdownView(WholeCharacters):
         final = self._renderer.final(finished, columns)
         self._rows.draw(final, self._renderer.changing(self._splitter.unfinished(), columns))
         ended = self._clock()
-        self._next_drawing = ended + max(_BETWEEN_DRAWINGS_S, (ended - started) / _MOST_OF_THE_TIME)
+        pause_s = min((ended - started) / _MOST_OF_THE_TIME, _SELDOMEST_S)
+        self._next_drawing = ended + max(_BETWEEN_DRAWINGS_S, pause_s)
         self._is_drawn = True
 
 
