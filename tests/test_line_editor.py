@@ -205,6 +205,18 @@ def test_a_long_paste_is_one_chip(start: StartChat) -> None:
     assert chat.wait_for_exit() == 0
 
 
+def test_a_paste_into_a_plain_prompt_is_one_message(start: StartChat) -> None:
+    chat = start(echo(2), "--plain", "--no-save")
+    chat.send("/exit\r/clear\rthird")  # as terminals paste where nobody has asked for brackets
+    chat.wait_for("(pasted; Enter sends)")
+    chat.send(" line" + ENTER)
+    chat.wait_for("Answer 1.\n\n>")
+    chat.enter("/prompt")
+    chat.wait_for("/exit\n/clear\nthird line<|im_end|>")
+    chat.enter("/exit")
+    assert chat.wait_for_exit() == 0
+
+
 def test_the_editor(start: StartChat, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nwc -l < "$1" > "$0.lines"\necho "from the editor" >> "$1"\n')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _PROMPT = "> "
 _POLL_S = 0.02
+_PASTED_WITHIN_S = 0.03
 
 
 class Reader(Protocol):
@@ -75,11 +77,15 @@ class PlainReader:
     def read(self, begun: str = "") -> str:
         """See `Reader`. Here what stands there can only be replaced as a whole; an empty line keeps it.
 
-        A line that ends with a backslash goes on in the next one.
+        A line that ends with a backslash goes on in the next one. Lines that come faster than hands can type are
+        pasted: they stay together, are no command, and another Enter sends them.
         """
         try:
             self._show(f"{begun}\n{_PROMPT}" if begun else _PROMPT)
+            is_typed_ahead = _is_line_waiting(0)
             lines = [input()]
+            if not is_typed_ahead and _is_line_waiting(_PASTED_WITHIN_S):
+                return escape(self._rest_of_paste(lines[0]))
             while lines[-1].endswith("\\"):
                 self._show(" " * len(_PROMPT))
                 lines[-1:] = [lines[-1][:-1], input()]
@@ -87,6 +93,15 @@ class PlainReader:
         except (EOFError, KeyboardInterrupt):
             sys.stderr.write("\n")
             raise
+
+    def _rest_of_paste(self, first: str) -> str:
+        """With what is typed behind it."""
+        lines = [first]
+        while _is_line_waiting(_PASTED_WITHIN_S):
+            lines.append(input())
+        self._show("\n(pasted; Enter sends)\n" + " " * len(_PROMPT))
+        lines.append(input())
+        return "\n".join(lines)
 
     @staticmethod
     def _show(text: str) -> None:
@@ -108,6 +123,11 @@ class PlainReader:
     def allow_interrupt(self) -> AbstractContextManager[None]:
         """See `Reader`; here Ctrl-C always is one."""
         return nullcontext()
+
+
+def _is_line_waiting(within_s: float) -> bool:
+    """Whether the terminal has another line that was ended with Enter."""
+    return bool(select.select([sys.stdin], [], [], within_s)[0])
 
 
 class LineEditor:
