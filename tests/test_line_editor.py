@@ -328,6 +328,21 @@ def test_a_line_that_is_not_sent_yet_stays_as_it_is(start: StartChat) -> None:
     assert "dropped" not in chat.text
 
 
+def test_a_line_that_is_in_an_editor_or_being_searched_when_the_model_is_there(
+    start: StartChat, tmp_path: Path
+) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nsleep 0.6\necho " and more" >> "$1"\n')
+    editor.chmod(0o700)
+    for keys, line in ((CTRL_X + CTRL_E, "> begun and more"), (CTRL_R + "gun", "> begun")):
+        chat = start(echo(1), ready=None, env={"SCRIPTED_LOAD_S": "0.8", "VISUAL": str(editor)})
+        chat.wait_until(lambda chat=chat: chat.toolbar.startswith("Loading"))  # type: ignore[misc]
+        chat.send("begun" + keys)
+        chat.wait_until(lambda chat=chat, line=line: chat.cursor_line == line and "/help" in chat.text)  # type: ignore[misc]
+        chat.send("." + ENTER)
+        chat.wait_for(f"{line}.\nAnswer 1.")
+
+
 @pytest.mark.parametrize(("leave", "status"), [(CTRL_C, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_leaving_while_the_model_loads(start: StartChat, leave: str | signal.Signals, status: int) -> None:
     chat = start(echo(1), ready=None, env={"SCRIPTED_LOAD_S": "60"})

@@ -63,6 +63,7 @@ def type_ahead(session: PromptSession[str], what: str, is_done: Callable[[], boo
 def _edit(session: PromptSession[str], what: str, is_done: Callable[[], bool], line: TypedAhead) -> None:
     from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
     from prompt_toolkit.keys import Keys
+    from prompt_toolkit.search import stop_search
 
     bindings = KeyBindings()
     usual = session.key_bindings
@@ -78,6 +79,8 @@ def _edit(session: PromptSession[str], what: str, is_done: Callable[[], bool], l
         while not is_done():
             await asyncio.sleep(_POLL_S)
         buffer = session.default_buffer
+        if session.app.layout.is_searching:
+            stop_search()  # or the next prompt would begin in the middle of it
         line.is_sent = is_sent()
         line.text, line.cursor = buffer.text, buffer.cursor_position
         session.app.exit(result="")

@@ -26,6 +26,8 @@ from llamachat.errors import describe_os_error
 from llamachat.paths import input_history_path
 
 if TYPE_CHECKING:
+    from asyncio import Task
+
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -141,6 +143,7 @@ class LineEditor:
 
         chips = self._chips = Chips()
         self._ahead: TypedAhead | None = None
+        self._editing: set[Task[None]] = set()
         self._session: PromptSession[str] = PromptSession(
             [("bold", _PROMPT)],
             prompt_continuation=lambda width, _line, is_wrapped: "" if is_wrapped else " " * width,
@@ -150,7 +153,7 @@ class LineEditor:
             complete_while_typing=False,
             enable_history_search=True,
             enable_suspend=True,
-            key_bindings=_key_bindings(chips),
+            key_bindings=_key_bindings(chips, self._editing),
             input_processors=[show_chips(chips)],
             tempfile_suffix=".md",
         )
@@ -168,8 +171,8 @@ class LineEditor:
             self._chips.begin_line()
 
     def read_ahead(self, what: str, is_done: Callable[[], bool]) -> None:
-        """See `Reader`."""
-        self._ahead = type_ahead(self._session, what, is_done)
+        """See `Reader`. A line that is in an editor is waited for."""
+        self._ahead = type_ahead(self._session, what, lambda: is_done() and not self._editing)
 
     def attach(
         self,
@@ -194,7 +197,8 @@ class LineEditor:
         return interrupt_allowed()
 
 
-def _key_bindings(chips: Chips) -> KeyBindings:
+def _key_bindings(chips: Chips, editing: set[Task[None]]) -> KeyBindings:
+    """`editing` is not empty while a line is in an editor."""
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.keys import Keys
 
@@ -219,7 +223,9 @@ def _key_bindings(chips: Chips) -> KeyBindings:
         buffer = event.current_buffer
         buffer.text = chips.expand(buffer.text)
         buffer.cursor_position = len(buffer.text)
-        buffer.open_in_editor()
+        task = buffer.open_in_editor()
+        editing.add(task)
+        task.add_done_callback(editing.discard)
 
     return bindings
 
