@@ -364,6 +364,8 @@ def test_chips_stand_for_their_text() -> None:
     one, two = chips.fold("/b\n" * 21), chips.fold("c\n" * 30)
     assert len(one) == len(two) == 1
     assert chips.label(one) == "[pasted 21 lines, 63 tokens]"
+    assert chips.fold("x" * 4000) == "x" * 4000
+    assert chips.label(chips.fold("x" * 200_000)) == "[pasted 1 line, 200,000 tokens]"
     assert chips.label("x") is None
     assert chips.expand(f"x{one}y{two}") == "x" + "/b\n" * 21 + "y" + "c\n" * 30
     assert chips.expand(one) == "//b\n" + "/b\n" * 20  # at the start of a line it would be a command

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from llamachat.cli.format import count
 from llamachat.cli.terminal.commands import PREFIX, escape
 
 if TYPE_CHECKING:
     from prompt_toolkit.layout.processors import Processor
 
-LONGEST_PASTE = 20
-"""Lines that are shown as they are."""
+LONGEST_PASTE, MOST_CHARACTERS = 20, 4000
+"""Lines, and characters in all, that are shown as they are: longer ones make every key slow."""
 
 _FIRST, _LAST = 0xF0000, 0xFFFFD  # Supplementary Private Use Area-A
 
@@ -35,11 +36,11 @@ class Chips:
         self._with_slash.clear()
 
     def fold(self, text: str) -> str:
-        """A paste as it goes into the line: itself, or its chip if it has many lines."""
+        """A paste as it goes into the line: itself, or its chip if it is long."""
         text = "".join("\ufffd" if character in self._texts else character for character in text)
         if text.startswith(PREFIX):
             self._with_slash.append(text)
-        if text.rstrip("\n").count("\n") < LONGEST_PASTE:
+        if text.rstrip("\n").count("\n") < LONGEST_PASTE and len(text) <= MOST_CHARACTERS:
             return text
         character = chr(_FIRST + len(self._texts))
         if character > chr(_LAST) or character in text:
@@ -57,13 +58,13 @@ class Chips:
         text = self._texts.get(character)
         if text is None:
             return None
-        n_lines = text.rstrip("\n").count("\n") + 1
+        lines = count(text.rstrip("\n").count("\n") + 1, "line")
         if self.count_tokens is None:
-            return f"[pasted {n_lines:,} lines]"
+            return f"[pasted {lines}]"
         if character not in self._labels:
             n_tokens = self.count_tokens(text)
-            tokens = "" if n_tokens is None else f", {n_tokens:,} tokens"
-            self._labels[character] = f"[pasted {n_lines:,} lines{tokens}]"
+            tokens = "" if n_tokens is None else f", {count(n_tokens, 'token')}"
+            self._labels[character] = f"[pasted {lines}{tokens}]"
         return self._labels[character]
 
 
