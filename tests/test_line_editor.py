@@ -265,6 +265,32 @@ def test_ctrl_c_ends_a_command_that_loads_a_model(start: StartChat, tmp_path: Pa
     chat.wait_for("Answer 1.")
 
 
+def test_a_typed_mention_puts_a_file_before_the_message_and_a_pasted_one_does_not(
+    start: StartChat, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("Ice is cold.")
+    (tmp_path / "b.dat").write_bytes(b"\0")
+    notes = os.path.relpath(tmp_path / "notes.txt")
+    chat = start(echo(4), "--no-save", columns=200, lines=150)
+    chat.send(f"What is in @{notes[:-2]}" + TAB)
+    chat.wait_until(lambda: chat.cursor_line == f"> What is in @{notes}")
+    chat.enter(", me@home, @nothing?")
+    chat.wait_for("notes.txt (12 tokens) goes before it.\nAnswer 1.\n\n>")
+    chat.enter("/prompt")
+    chat.wait_for(f"Ice is cold.\n\nWhat is in @{notes}, me@home, @nothing?<|im_end|>")
+    chat.paste(f"@{notes} and @nothing")
+    chat.wait_for(f"> @@{notes} and @nothing")
+    chat.paste("\n@@x\n" * 20 + f"@{notes}")
+    chat.enter("")
+    chat.wait_for("Answer 2.\n\n>")
+    chat.enter("/prompt")
+    chat.wait_for(f"user\n@{notes} and @nothing\n@@x\n\n@@x")
+    chat.wait_for(f"@@x\n@{notes}<|im_end|>")
+    assert chat.text.count("goes before it") == 1
+    chat.enter(f"Look at @{tmp_path / 'b.dat'}")
+    chat.wait_for("is a binary file")
+
+
 def test_completion(start: StartChat, tmp_path: Path) -> None:
     (tmp_path / "a folder").mkdir()
     (tmp_path / "a folder" / "notes.txt").touch()

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llamachat.cli.format import count
-from llamachat.cli.terminal.commands import PREFIX, escape
+from llamachat.cli.terminal.commands import PREFIX, escape, is_command
+from llamachat.cli.terminal.mentions import escape_mentions
 
 if TYPE_CHECKING:
     from prompt_toolkit.layout.processors import Processor
@@ -39,7 +40,7 @@ class Chips:
         """A paste as it goes into the line: itself, or its chip if it is long."""
         text = "".join("\ufffd" if character in self._texts else character for character in text)
         if text.startswith(PREFIX):
-            self._with_slash.append(text)
+            self._with_slash.append(text.partition("@")[0])  # the rest may be changed: see `escape_mentions`
         if text.rstrip("\n").count("\n") < LONGEST_PASTE and len(text) <= MOST_CHARACTERS:
             return text
         character = chr(_FIRST + len(self._texts))
@@ -49,9 +50,18 @@ class Chips:
         return character
 
     def expand(self, line: str) -> str:
-        """The line with all its text. What was pasted is never a command, also where what stood before it is gone."""
-        text = "".join(self._texts.get(character, character) for character in line)
-        return escape(text) if line[:1] in self._texts or line.startswith(tuple(self._with_slash)) else text
+        """The line with all its text. What was pasted is escaped, so that it is never a command and names no file.
+
+        That holds also where what stood before it is gone.
+        """
+        begins_with_paste = line[:1] in self._texts or line.startswith(tuple(self._with_slash))
+        if is_command(line) and not begins_with_paste:
+            return "".join(self._texts.get(character, character) for character in line)
+        parts = [""]
+        for character in line:
+            text = self._texts.get(character)
+            parts.append(character if text is None else escape_mentions(text, parts[-1]))
+        return escape("".join(parts)) if begins_with_paste else "".join(parts)
 
     def label(self, character: str) -> str | None:
         """What the screen shows for a chip; None for any other character."""

@@ -15,7 +15,7 @@ from llamachat.cli.terminal.escapes import visible
 Words = Callable[[], Iterable[str]]
 
 _TAKES_A_PATH = re.compile(r"PATH|FILE")
-_PATH_IN_TEXT = re.compile(r"(?:^|\s)((?:\.{1,2}|~)?/\S*)$")
+_PATH_IN_TEXT = re.compile(r"(?:^|\s)(?:@(\S*)|((?:\.{1,2}|~)?/\S*))$")
 
 
 class ChatCompleter(Completer):
@@ -41,7 +41,7 @@ class ChatCompleter(Completer):
             elif name in COMMANDS:
                 yield from self._arguments(name, argument.lstrip(), complete_event)
         elif found := _PATH_IN_TEXT.search(line):
-            yield from self._files(found[1], complete_event)
+            yield from self._files(found[1] or found[2] or "", complete_event)
 
     def _arguments(self, name: str, argument: str, event: CompleteEvent) -> Iterable[Completion]:
         if name in self._words:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Protocol
 from llamachat.cli.output import out
 from llamachat.cli.terminal.ahead import TypedAhead, type_ahead
 from llamachat.cli.terminal.chips import Chips, show_chips
-from llamachat.cli.terminal.commands import escape
+from llamachat.cli.terminal.commands import escape, is_command
 from llamachat.cli.terminal.escapes import visible
 from llamachat.cli.terminal.keyboard import interrupt_allowed, keys_held
+from llamachat.cli.terminal.mentions import escape_mentions
 from llamachat.errors import describe_os_error
 from llamachat.paths import input_history_path
 
@@ -206,11 +207,14 @@ def _key_bindings(chips: Chips, editing: set[Task[None]]) -> KeyBindings:
 
     @bindings.add(Keys.BracketedPaste)
     def _paste(event: KeyPressEvent) -> None:
-        """Insert a paste with its lines; at the start it is escaped for all to see, so that it is never a command."""
+        """Insert a paste with its lines, escaped for all to see, so that it is never a command and names no file."""
         pasted = event.data.replace("\r\n", "\n").replace("\r", "\n")
         text = chips.fold(pasted)
         buffer = event.current_buffer
-        buffer.insert_text(text if buffer.document.text_before_cursor else escape(text))
+        before = buffer.document.text_before_cursor
+        if not is_command(before):
+            text = escape_mentions(text, before)
+        buffer.insert_text(text if before else escape(text))
 
     @bindings.add(Keys.Escape, Keys.Enter)
     @bindings.add(Keys.ControlJ)

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from llamachat.chat.events import Answer, AnswerEvents
 from llamachat.cli.context import keeping_context, restore_context
-from llamachat.cli.describing import describe_read_again, describe_resumed
+from llamachat.cli.describing import describe_length, describe_read_again, describe_resumed
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.output import out
+from llamachat.cli.question import read_text
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape
 from llamachat.cli.terminal.commands.keep import session_words
 from llamachat.cli.terminal.commands.settings import model_words
 from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, leave_on_termination
+from llamachat.cli.terminal.mentions import mentioned_files, unescape_mentions
 from llamachat.cli.terminal.reader import Reader, open_reader
 from llamachat.cli.terminal.showing import Showing
 from llamachat.cli.terminal.toolbar import Toolbar
@@ -90,11 +92,13 @@ def _obey(line: str, chat: OpenChat, reader: Reader) -> Reply:
 
 
 def _message(chat: OpenChat, text: str) -> Stream:
-    """What is sent: files that were attached, then what was typed."""
-    whole = "\n\n".join([*chat.attached, text])
+    """What is sent: files that were attached or are named in it, then what was typed."""
 
     def send(cancel: threading.Event) -> AnswerEvents:
-        yield from chat.session.send(whole, cancel)
+        named = {path: read_text(path) for path in mentioned_files(text)}
+        for path, content in named.items():
+            out.note(f"{path.name} ({describe_length(content, chat.session.engine.tokenizer)}) goes before it.")
+        yield from chat.session.send("\n\n".join([*chat.attached, *named.values(), unescape_mentions(text)]), cancel)
         chat.attached.clear()  # not if the message was refused
 
     return send
@@ -106,7 +110,7 @@ def _edited(chat: OpenChat, reader: Reader, text: str) -> Stream | None:
         changed = reader.read(escape(text))
     except (EOFError, KeyboardInterrupt):
         changed = ""
-    message = unescape(changed).strip("\n")
+    message = unescape_mentions(unescape(changed)).strip("\n")
     return (lambda cancel: chat.session.edit(message, cancel)) if message.strip() else None
 
 

@@ -91,6 +91,7 @@ _ELSEWHERE = {
 
 _KEYS = {
     "Enter": "send; Alt-Enter or Ctrl-J begins a new line",
+    "@FILE": "in a message: put the text of that file before it",
     "Ctrl-X Ctrl-E": "write in your editor",
     "Ctrl-R": "search what you typed before",
     "Ctrl-C": "stop the answer; twice at the prompt: leave",
