@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
 from llamachat.cli import progress
 from llamachat.cli.output import Output
+from llamachat.cli.terminal.escapes import visible
 
 HOSTILE = "a\x1b]0;mine\x07\x9b31m\u202e[/red][bold]b"
 SHOWN = "a␛]0;mine␇<9B>31m<U+202E>[/red][bold]b"
@@ -30,6 +32,15 @@ def test_file_names_and_notices_do_not_steer_the_terminal(monkeypatch: pytest.Mo
     for sign in ("", "1", "2", "4"):
         assert SHOWN + sign in text
     assert not any(steering in text for steering in ("\x1b]", "\x07", "\x9b", "\u202e"))
+
+
+def test_json_does_not_steer_the_terminal_and_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x2100)])) + HOSTILE + "\x7f\x85湖"
+    Output().json({everything: [everything]})
+    document = capsys.readouterr().out
+    assert json.loads(document) == {everything: [everything]}
+    assert "湖" in document
+    assert visible(document) == document
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])

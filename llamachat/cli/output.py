@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llamachat.cli.terminal.escapes import visible
+from llamachat.cli.terminal.escapes import visible, visible_json
 from llamachat.errors import CannotWrite
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Output:
 
     def json(self, value: Any) -> None:
         """One JSON document."""
-        document = json.dumps(value, ensure_ascii=False, indent=2)
+        document = visible_json(json.dumps(value, ensure_ascii=False, indent=2))
         try:
             document.encode(sys.stdout.encoding)
         except UnicodeEncodeError:  # a lone surrogate, or a stream that is not UTF-8: escapes lose nothing

@@ -14,7 +14,14 @@ _GLYPHS[0x7F] = "\u2421"
 _GLYPHS.update({code: f"<{code:02X}>" for code in range(0x80, 0xA0)})
 _GLYPHS.update({ord(character): f"<U+{ord(character):04X}>" for character in _BIDI})
 
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _GLYPHS if code >= 0x20}
+
 
 def visible(text: str) -> str:
     """`text` with every control character but newline and tab replaced by something to see."""
     return text.translate(_GLYPHS)
+
+
+def visible_json(document: str) -> str:
+    """The same document: control and bidi characters that JSON lets stand in strings are escaped as it has it."""
+    return document.translate(_JSON_ESCAPES)
