@@ -467,6 +467,13 @@ def flood() -> str:
     os.write(1, b"y" * 3_000_000)
     return "done"
 
+def scribble(line: str) -> None:
+    for descriptor in range(3, 20):
+        try:
+            os.write(descriptor, line.encode() + b"\\n")
+        except OSError:
+            pass
+
 async def later() -> str:
     return "later"
 
@@ -512,6 +519,8 @@ def test_whatever_a_tool_does_is_a_result(process: ToolProcess) -> None:
     assert call(process, "flood") == ToolResult("done")
     assert len(process.take_printed()) == 4000
     assert call(process, "big").text.endswith("x\n[cut: 1,000,000 of 5,000,000 characters]")
+    for line in ("junk", "[]", '{"text": 3}'):
+        assert "It wrote into the pipe" in str(call(process, "scribble", line=line))
     assert call(process, "add", a=1, b=1) == ToolResult("2")
 
 

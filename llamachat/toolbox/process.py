@@ -25,10 +25,11 @@ _START = (
     "import sys; sys.path[:] = {path!r}; from llamachat.toolbox.child import serve; "
     "serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))"
 )
+_MIXED_UP = "It wrote into the pipe that tells results, so its own cannot be read."
 
 
 class _Ended(Exception):
-    """The process is gone; the text says how."""
+    """The process is gone, or of no more use; the text says how."""
 
 
 class ToolProcess:
@@ -54,8 +55,10 @@ class ToolProcess:
                 self.close()
                 self._start(cancel.is_set)
             self._send({"name": call.name, "arguments": call.parsed()})
-            reply = self._receive(cancel.is_set)
-            return ToolResult(reply["text"], reply["is_error"])
+            match self._receive(cancel.is_set):
+                case {"text": str(text), "is_error": bool(is_error)}:
+                    return ToolResult(text, is_error)
+            raise _Ended(_MIXED_UP)
         except (_Ended, UnusableTools) as error:
             self.close()
             return ToolResult(str(error), is_error=True)
@@ -128,7 +131,10 @@ class ToolProcess:
                 self._received += data
         self._wait_for_output(0)
         line, _, self._received = self._received.partition(b"\n")
-        reply: dict[str, Any] = json.loads(line)
+        try:
+            reply: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise _Ended(_MIXED_UP) from None
         return reply
 
     def _wait_for_output(self, timeout_s: float) -> list[int]:
