@@ -37,6 +37,8 @@ TAGS = ReasoningTags("<think>", "</think>")
 GOLDEN = Path(__file__).parent / "golden" / "chat_templates"
 QWEN3 = (GOLDEN / "qwen3.jinja").read_text(encoding="utf-8")
 R1 = (GOLDEN / "deepseek-r1-distill-llama.jinja").read_text(encoding="utf-8")
+R1_OF_OLD = R1.replace("<think>\\n'}}", "'}}")
+"""It left it to the model to begin its thoughts."""
 
 # --- telling thoughts from the answer ------------------------------------------------------------------------
 
@@ -344,6 +346,20 @@ def test_thinking_is_switched_for_the_next_answer_and_the_next_model() -> None:
     assert prompts(session)[-1].endswith(off)
 
 
+@pytest.mark.usefixtures("_render_here")
+def test_thoughts_that_a_prompt_begins_are_ended_there_if_they_are_not_wanted() -> None:
+    """As llama.cpp and Ollama do it for DeepSeek-R1; a summary is asked for without thoughts, too."""
+    off = "<｜Assistant｜><think>\n\n</think>\n\n"
+    session = open_session([b"a"], template=Jinja(R1), thinking=False)
+    answer = take(session.send("1?", threading.Event()))[1]
+    assert prompts(session)[-1].endswith(off)
+    assert (answer.reasoning, answer.content) == ("", "a")
+    session.think(None)
+    with session.aside(9) as aside:
+        assert aside.prompt_for("Sum up.").text.endswith(off)
+    assert session.prompt_for("2?").text.endswith("<｜Assistant｜><think>\n")
+
+
 # --- what is kept ---------------------------------------------------------------------------------------------
 
 FACTS = SessionFacts("tiny:q8_0", None, "jinja", {}, 4096)
@@ -467,13 +483,15 @@ def test_the_real_model_under_a_grammar(run: RunCommand, thinking_model: Path, t
     assert done.stderr == "A grammar holds the answer from its first word: the model answers without thinking first.\n"
 
 
+@pytest.mark.usefixtures("_render_here")
 @pytest.mark.parametrize(
     ("source", "reasoning", "grammar", "said"),
     [
         (None, "off", None, ""),
         (None, "on", None, "does not know of it"),
         (R1, "on", None, "thinks when it does so by itself"),
-        (R1, "off", None, "cannot be switched off"),
+        (R1, "off", None, ""),
+        (R1_OF_OLD, "off", None, "cannot be switched off"),
         (R1, "hide", "g", "without thinking"),
         (QWEN3, "on", None, ""),
         (QWEN3, "off", None, ""),

@@ -108,7 +108,16 @@ class Session:
         """Switch thinking before answers on or off, or (None) leave it to the template."""
         self._thinking = wanted
         self.template.thinking = False if self.is_held else wanted
-        self.template.answers_at_once = self.is_held
+        self.template.answers_at_once = self.is_held or wanted is False
+
+    @property
+    def can_answer_at_once(self) -> bool:
+        """Whether thinking can be switched off: by the template, or by ending the thoughts that it begins."""
+        template = self.template
+        if template.reasoning is None or template.can_switch_thinking:
+            return True
+        prompt = self.render(Conversation(None, (Message("user", "?"),)))
+        return prompt.text.rstrip().endswith((template.reasoning.start, template.reasoning.end))
 
     @property
     def is_held(self) -> bool:

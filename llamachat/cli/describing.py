@@ -116,6 +116,6 @@ def describe_unmet(session: Session, reasoning: str) -> str | None:
     if reasoning == "on" and not can_switch:
         how = "has no switch for it: the model thinks when it does so by itself" if thinks else "does not know of it"
         return f"Thinking cannot be switched on: the template {how}."
-    if reasoning == "off" and thinks and not can_switch:
+    if reasoning == "off" and not session.can_answer_at_once:
         return "Thinking cannot be switched off: the template has no switch for it. What is thought is not shown."
     return None
