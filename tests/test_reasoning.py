@@ -347,6 +347,15 @@ def test_thinking_is_switched_for_the_next_answer_and_the_next_model() -> None:
 
 
 @pytest.mark.usefixtures("_render_here")
+def test_more_room_is_kept_where_thoughts_come_before_the_answer() -> None:
+    session = open_session(template=Jinja(QWEN3))
+    n_ctx = session.engine.info.n_ctx
+    assert session.window.n_reserved == n_ctx // 4
+    session.think(False)
+    assert session.window.n_reserved == n_ctx // 8
+
+
+@pytest.mark.usefixtures("_render_here")
 def test_thoughts_that_a_prompt_begins_are_ended_there_if_they_are_not_wanted() -> None:
     """As llama.cpp and Ollama do it for DeepSeek-R1; a summary is asked for without thoughts, too."""
     off = "<｜Assistant｜><think>\n\n</think>\n\n"

@@ -205,11 +205,18 @@ def test_a_message_that_cannot_fit_is_refused_whole() -> None:
     assert len(engine.requests) == 1
 
 
-@given(n_prompt=st.integers(1, 10**6), n_ctx=st.integers(256, 10**6), max_tokens=st.none() | st.integers(1, 9999))
-def test_the_window_that_is_advised_is_large_enough(n_prompt: int, n_ctx: int, max_tokens: int | None) -> None:
-    advised = make_window(n_ctx, max_tokens).n_ctx_for(n_prompt)
-    assert n_prompt <= make_window(advised, max_tokens).n_prompt_max
-    assert advised <= n_prompt + 512
+@given(
+    n_prompt=st.integers(1, 10**6),
+    n_ctx=st.integers(256, 10**6),
+    max_tokens=st.none() | st.integers(1, 9999),
+    thinks=st.booleans(),
+)
+def test_the_window_that_is_advised_is_large_enough(
+    n_prompt: int, n_ctx: int, max_tokens: int | None, thinks: bool
+) -> None:
+    advised = make_window(n_ctx, max_tokens, thinks=thinks).n_ctx_for(n_prompt)
+    assert n_prompt <= make_window(advised, max_tokens, thinks=thinks).n_prompt_max
+    assert advised <= n_prompt + (2048 if thinks else 512)
 
 
 def test_a_question_that_is_too_long_tells_what_a_larger_window_costs(run: Any) -> None:
@@ -224,6 +231,11 @@ def test_room_for_the_answer() -> None:
     assert make_window(8192, 100) == Window(8192, 100)
     assert make_window(8192, 4000) == Window(8192, 512)
     assert make_window(1024, None) == Window(1024, 128)
+    thinks = [
+        make_window(n_ctx, n, thinks=True) for n_ctx, n in ((32768, None), (4096, None), (4096, 600), (4096, 100))
+    ]
+    assert [window.n_reserved for window in thinks] == [2048, 1024, 600, 100]
+    assert all(window.n_filled_again <= window.n_prompt_max - window.n_ctx // 8 for window in thinks), "not every turn"
 
 
 # --- on a real model ----------------------------------------------------------------------------------------

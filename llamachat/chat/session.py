@@ -28,7 +28,7 @@ from llamachat.chat.templates import PromptTemplate
 from llamachat.chat.tools.use import MAX_STEPS, Toolbox, use_tool
 from llamachat.chat.tools.values import Tool, WrittenCall
 from llamachat.chat.unfinished import UnfinishedAnswer
-from llamachat.chat.window import Fit, fit, make_window, shown
+from llamachat.chat.window import Fit, Window, fit, make_window, shown
 from llamachat.engine.base import Engine, GenerationRequest, GenerationStats
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import BadConversation, ForbiddenTags, LlamachatError, NoToolCalls, WindowFull
@@ -118,6 +118,12 @@ class Session:
             return True
         prompt = self.render(Conversation(None, (Message("user", "?"),)))
         return prompt.text.rstrip().endswith((template.reasoning.start, template.reasoning.end))
+
+    @property
+    def window(self) -> Window:
+        """The context window, with the room that answers get in it."""
+        thinks = self.template.reasoning is not None and self._thinking is not False and not self.is_held
+        return make_window(self.engine.info.n_ctx, self.max_tokens, thinks=thinks)
 
     @property
     def is_held(self) -> bool:
@@ -279,13 +285,12 @@ class Session:
         self.left_out = left_out
 
     def _fit(self, asked: Conversation) -> Fit:
-        engine = self.engine
         return fit(
             asked,
-            make_window(engine.info.n_ctx, self.max_tokens),
+            self.window,
             self.render,
             self.left_out & frozenset(range(len(asked.turns) - 1)),
-            can_shift=engine.can_shift,
+            can_shift=self.engine.can_shift,
         )
 
     def _answer(self, asked: Conversation, cancel: threading.Event, sampling: SamplingParams) -> AnswerEvents:
@@ -336,9 +341,8 @@ class Session:
     def _require_room(self, fitted: Fit) -> None:
         """Raise `WindowFull` if turns would be left out, and are not to be."""
         if fitted.n_turns and self.overflow == "stop":
-            n_ctx = self.engine.info.n_ctx
-            n_reserved = make_window(n_ctx, self.max_tokens).n_reserved
-            raise WindowFull(len(fitted.prompt.ids) + fitted.n_tokens, n_ctx, n_reserved)
+            n_prompt = len(fitted.prompt.ids) + fitted.n_tokens
+            raise WindowFull(n_prompt, self.window.n_ctx, self.window.n_reserved)
 
     def _tell(self, fitted: Fit, cancel: threading.Event) -> Iterator[SessionEvent]:
         """What there is to say about the prompt."""

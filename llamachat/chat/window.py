@@ -10,6 +10,7 @@ import sys
 from bisect import bisect_left
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llamachat.chat.message import Conversation
 from llamachat.chat.prompt import Prompt
@@ -18,9 +19,17 @@ from llamachat.errors import PromptTooLong
 
 Render = Callable[[Conversation], Prompt]
 
-_ANSWER_TOKENS = 512
-_ANSWER_SHARE = 8
 _FILLED_AGAIN = 0.75
+
+
+class Room(NamedTuple):
+    """How much is kept for an answer: so many tokens, and of a small window one part in `share`."""
+
+    n_tokens: int
+    share: int
+
+
+_FOR_ANSWER, _FOR_THOUGHTS_TOO = Room(512, 8), Room(2048, 4)
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class Window:
 
     n_ctx: int
     n_reserved: int
+    room: Room = _FOR_ANSWER
 
     @property
     def n_prompt_max(self) -> int:
@@ -37,17 +47,27 @@ class Window:
 
     def n_ctx_for(self, n_prompt: int) -> int:
         """A window in which a prompt of so many tokens fits; what is kept for the answer may grow with the window."""
-        n_answer = self.n_reserved if self.n_reserved < self.n_ctx // _ANSWER_SHARE else _ANSWER_TOKENS
-        return min(n_prompt + n_answer, -(-n_prompt * _ANSWER_SHARE // (_ANSWER_SHARE - 1)))
+        n_tokens, share = self.room
+        n_answer = self.n_reserved if self.n_reserved < self.n_ctx // share else n_tokens
+        return min(n_prompt + n_answer, -(-n_prompt * share // (share - 1)))
+
+    @property
+    def n_filled_again(self) -> int:
+        """How long a prompt may be that is evaluated again because turns were left out."""
+        n_for_thoughts = self.n_reserved - min(self.n_reserved, _FOR_ANSWER.n_tokens, self.n_ctx // _FOR_ANSWER.share)
+        return int(self.n_ctx * _FILLED_AGAIN) - n_for_thoughts
 
 
-def make_window(n_ctx: int, max_tokens: int | None) -> Window:
+def make_window(n_ctx: int, max_tokens: int | None, *, thinks: bool = False) -> Window:
     """Room for an answer: 512 tokens, or fewer if no answer gets as long or the window is small.
+
+    One that `thinks` before it needs more: 2,048 tokens, or a quarter of the window.
 
     A window that nobody knows (0) holds all: what is too long is then refused by whoever does.
     """
     n_ctx = n_ctx or sys.maxsize
-    return Window(n_ctx, min(max_tokens or _ANSWER_TOKENS, _ANSWER_TOKENS, n_ctx // _ANSWER_SHARE))
+    room = _FOR_THOUGHTS_TOO if thinks else _FOR_ANSWER
+    return Window(n_ctx, min(max_tokens or room.n_tokens, room.n_tokens, n_ctx // room.share), room)
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,7 @@ def fit(
         raise PromptTooLong(n_prompt, window.n_ctx, window.n_reserved, window.n_ctx_for(n_prompt))
     cut = _find_cut(full.ids, prompt.ids) if can_shift else None
     if cut is None:
-        n_least = candidates.fewest(int(window.n_ctx * _FILLED_AGAIN))
+        n_least = candidates.fewest(window.n_filled_again)
         prompt = candidates.prompt(n_least)
     gone = candidates.first(n_least)
     return Fit(prompt, left_out | gone, len(gone), len(full.ids) - len(prompt.ids), cut)

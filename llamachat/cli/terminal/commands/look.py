@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llamachat.chat.message import Conversation, Message
-from llamachat.chat.window import make_window, places_shown
+from llamachat.chat.window import places_shown
 from llamachat.cli.opening import OpenChat
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 
@@ -19,7 +19,7 @@ def _context(chat: OpenChat, _argument: str) -> Reply:
     conversation = session.conversation
     if not _is_counted(chat):
         raise BadCommand("Only the server could tell what takes how much of its window, and it does not.", _NO_COUNT)
-    window = make_window(session.engine.info.n_ctx, session.max_tokens)
+    window = session.window
     turns = conversation.turns
     kept = places_shown(conversation, session.left_out)
     before = [_without_thoughts(turns[i]) for i in kept[:-1]] + [turns[i] for i in kept[-1:]]
