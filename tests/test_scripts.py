@@ -69,6 +69,13 @@ def test_a_full_disk_is_one_error(option: str) -> None:
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["Error", "Next"]
 
 
+@pytest.mark.parametrize("gone", ["2>/dev/full", "2> >(exec true)"], ids=["full", "closed"])
+def test_an_answer_does_not_depend_on_who_reads_the_talk(gone: str) -> None:
+    result = shell(f"sleep 0.2 | llamachat chat -p Hello --max-tokens 3 --stats {gone}")
+    assert result.returncode == 0
+    assert result.stdout.strip()
+
+
 # --- what is asked ------------------------------------------------------------------------------------------
 
 
@@ -104,6 +111,14 @@ def test_what_never_ends_is_refused() -> None:
     result = shell("yes | llamachat chat -p 'What is it?'; echo $?")
     assert result.stdout == "1\n"
     assert "standard input: is larger than 16 MB." in result.stderr
+
+
+def test_input_that_does_not_come_is_said_and_that_there_was_none() -> None:
+    waiting = shell("sleep 4 | llamachat chat -p Hello --max-tokens 1")
+    assert waiting.stderr.splitlines() == [
+        "Reading standard input to its end; </dev/null leaves it out.",
+        "standard input: 0 tokens",
+    ]
 
 
 # --- one JSON document --------------------------------------------------------------------------------------

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from llamachat.cli.output import out
 from llamachat.errors import CannotRead, describe_os_error
 
 _MAX_BYTES = 16_000_000
 """More than any context window holds."""
+_SILENCE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,22 @@ def read_question(prompt: str | None, files: Sequence[Path]) -> Question | None:
         return None
     sources = [(str(path), read_text(path)) for path in files]
     if not is_typed and _is_readable_pipe():
-        sources.append(("standard input", _decode("standard input", sys.stdin.buffer.read(_MAX_BYTES + 1))))
-    sources = [(name, text) for name, text in sources if text.strip()]
-    question = "\n\n".join([*(text for _, text in sources), *([prompt] if prompt and prompt.strip() else [])])
+        sources.append(("standard input", _decode("standard input", _read_piped())))
+    question = "\n\n".join(text for text in (*(text for _, text in sources), prompt or "") if text.strip())
     if not question:
         raise typer.BadParameter("There is nothing to answer: standard input is empty. Give -p TEXT.")
     return Question(question, sources if files or prompt else ())
+
+
+def _read_piped() -> bytes:
+    """Standard input to its end. One that nobody closes is said, since nothing else would tell what is waited for."""
+    hint = threading.Timer(_SILENCE_S, out.note, ["Reading standard input to its end; </dev/null leaves it out."])
+    hint.daemon = True
+    hint.start()
+    try:
+        return sys.stdin.buffer.read(_MAX_BYTES + 1)
+    finally:
+        hint.cancel()
 
 
 def read_text(path: Path) -> str:
@@ -63,7 +76,7 @@ def _decode(source: Path | str, data: bytes) -> str:
 
 
 def _is_readable_pipe() -> bool:
-    """Whether standard input is a pipe or a file, rather than closed or an idle handle that would block for ever."""
+    """Whether standard input is a pipe or a file, rather than closed or a device."""
     if sys.stdin is None:
         return False
     mode = os.fstat(sys.stdin.fileno()).st_mode
