@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,10 +20,12 @@ from conftest import RunCommand
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamachat.chat.compaction import Compacted, Compacting
 from llamachat.chat.events import Answer, ReasoningPiece, TextPiece
 from llamachat.chat.history import History
 from llamachat.chat.session import Session
 from llamachat.chat.templates import Served
+from llamachat.cli.describing import describe_compaction
 from llamachat.cli.opening import ChatOptions, open_chat
 from llamachat.engine.base import AnswerBytes, EngineOptions, GenerationRequest, Remark, ThoughtText
 from llamachat.engine.remote import ServedEngine, Server, connect, parse_address, plain
@@ -569,6 +572,32 @@ def test_a_script_is_told_where_a_server_does_not_hold_the_schema(
     done = run(*asked)
     assert (done.returncode, done.stdout) == (1, 'Sure! {"a": 1}\n')
     assert "Error: The answer is not JSON" in done.stderr
+
+
+def test_what_a_server_says_beside_an_answer(server: ChatServer, run: RunCommand) -> None:
+    thoughts = [delta(reasoning_content=text) for text in ("Let ", "me ", "think.")]
+    server.answers += [
+        Reply([*thoughts, delta("stop", content="42")]),
+        Reply([delta(refusal="I will not."), delta("stop")]),
+        Reply([delta("tool_calls", tool_calls=[{"index": 0}])]),
+    ]
+    done = run("chat", "--server", server.url, "-p", "Hi")
+    assert done.stdout == "42\n"
+    assert "thought for" in done.stderr
+    assert "token" not in done.stderr, "nobody has counted them"
+    assert run("chat", "--server", server.url, "-p", "Hi").stdout == "I will not.\n"
+    done = run("chat", "--server", server.url, "-p", "Hi")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "Warning: The answer is empty.\n")
+
+
+def test_a_summary_without_counts_is_told_without_them(server: ChatServer) -> None:
+    session = session_with(server)
+    server.answers += [*(answer("word " * 20) for _ in range(4)), answer("A summary.")]
+    for _ in range(4):
+        say(session, "Go on.")
+    begun, *_, done = (e for e in session.compact(threading.Event()) if isinstance(e, (Compacting, Compacted)))
+    assert describe_compaction(begun) == "Summing up 2 turns …"
+    assert re.fullmatch(r"Summed up 2 turns in \d\.\d s\.", describe_compaction(done))
 
 
 def test_bytes_that_are_no_text_reach_a_server_as_question_marks(server: ChatServer, run: RunCommand) -> None:

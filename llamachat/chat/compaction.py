@@ -24,7 +24,10 @@ _CHINESE_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Compacting:
-    """The model begins to sum up the first `n_turns` turns; the prompt has `n_tokens` of `n_ctx` tokens now."""
+    """The model begins to sum up the first `n_turns` turns; the prompt has `n_tokens` of `n_ctx` tokens now.
+
+    Either is 0 where nobody tells.
+    """
 
     n_turns: int
     n_tokens: int
@@ -33,7 +36,10 @@ class Compacting:
 
 @dataclass(frozen=True)
 class Compacted:
-    """A summary is in the place of the first `n_turns` turns from now on. Counts of tokens are those of the prompt."""
+    """A summary is in the place of the first `n_turns` turns from now on.
+
+    Counts of tokens are those of the prompt; 0 where nobody tells.
+    """
 
     n_turns: int
     n_unread: int

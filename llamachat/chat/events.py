@@ -31,17 +31,17 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class ReasoningPiece:
-    """The next piece of what the model thinks before its answer, and how many tokens that has been."""
+    """The next piece of what the model thinks before its answer, and how many tokens that has been, if it is known."""
 
     text: str
-    n_tokens: int
+    n_tokens: int | None
 
 
 @dataclass(frozen=True)
 class Thought:
-    """The thoughts are over, or were cut short: tokens, and seconds from the first of them to the last."""
+    """The thoughts are over, or were cut short: tokens, if they are counted, and seconds from the first to the last."""
 
-    n_tokens: int
+    n_tokens: int | None
     elapsed_s: float
 
 

@@ -49,7 +49,7 @@ def generate(
                 case Remark(text):
                     yield Notice(text)
                 case Token() | AnswerBytes() | ThoughtText():
-                    clock.tick()
+                    clock.tick(is_token=isinstance(event, Token))
                     read = _read(reader, event)
                     if any(read):
                         unfinished.content, unfinished.reasoning = reader.content, reader.reasoning
@@ -99,23 +99,25 @@ class _ThinkingClock:
     """How much is thought, and for how long; makes events of what was read."""
 
     def __init__(self) -> None:
-        self._n_tokens = 0
+        self._n_pieces = 0
         self._n_thought = 0
+        self._are_tokens = True
         self._began = self._ended = 0.0
 
-    def tick(self) -> None:
-        """A token has come."""
-        self._began = self._began if self._n_tokens else time.monotonic()
-        self._n_tokens += 1
+    def tick(self, *, is_token: bool) -> None:
+        """A token has come, or a piece of text, as a server cuts it."""
+        self._began = self._began if self._n_pieces else time.monotonic()
+        self._n_pieces += 1
+        self._are_tokens = is_token
 
     def events(self, read: Piece, *, is_over: bool) -> Iterator[ReasoningPiece | Thought | TextPiece]:
         """`is_over` tells that no thoughts follow what was read."""
         if read.reasoning:
-            self._n_thought, self._ended = self._n_tokens, time.monotonic()
-            yield ReasoningPiece(read.reasoning, self._n_tokens)
+            self._n_thought, self._ended = self._n_pieces, time.monotonic()
+            yield ReasoningPiece(read.reasoning, self._n_pieces if self._are_tokens else None)
         if is_over and self._n_thought:
             n_thought, self._n_thought = self._n_thought, 0
-            yield Thought(n_thought, self._ended - self._began)
+            yield Thought(n_thought if self._are_tokens else None, self._ended - self._began)
         if read.content:
             yield TextPiece(read.content)
 

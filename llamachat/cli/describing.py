@@ -30,14 +30,15 @@ def describe_compaction(event: Compacting | Compacted | NotCompacted) -> str:
     """One line with numbers about a summary that takes the place of older turns."""
     match event:
         case Compacting(n_turns, n_tokens, n_ctx):
-            return f"Summing up {count(n_turns, 'turn')}; {n_tokens:,} of {n_ctx:,} tokens are in use …"
+            in_use = f"; {n_tokens:,} of {n_ctx:,} tokens are in use" if n_tokens and n_ctx else ""
+            return f"Summing up {count(n_turns, 'turn')}{in_use} …"
         case NotCompacted(reason):
             return f"{reason} The conversation stays as it was."
         case Compacted(n_turns, n_unread, n_before, n_after, elapsed_s, is_cut):
             unread = f" {n_unread} of them had no room in the window any more and are not in it." if n_unread else ""
             cut = " The summary was cut at its limit." if is_cut else ""
-            tokens = f"{count(n_after, 'token')} are in use instead of {n_before:,}"
-            return f"Summed up {count(n_turns, 'turn')} in {elapsed_s:.1f} s: {tokens}.{unread}{cut}"
+            tokens = f": {count(n_after, 'token')} are in use instead of {n_before:,}" if n_before else ""
+            return f"Summed up {count(n_turns, 'turn')} in {elapsed_s:.1f} s{tokens}.{unread}{cut}"
 
 
 def describe_read_again(answer: Answer) -> str | None:
@@ -102,8 +103,9 @@ def describe_resumed(stored: StoredSession) -> str:
 
 
 def describe_thought(thought: Thought) -> str:
-    """How long and how much the model thought."""
-    return f"(thought for {thought.elapsed_s:.1f} s, {count(thought.n_tokens, 'token')})"
+    """How long the model thought, and how much if that is known."""
+    n_tokens = "" if thought.n_tokens is None else f", {count(thought.n_tokens, 'token')}"
+    return f"(thought for {thought.elapsed_s:.1f} s{n_tokens})"
 
 
 def describe_unmet(session: Session, reasoning: str) -> str | None:

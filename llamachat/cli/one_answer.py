@@ -34,6 +34,8 @@ def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: b
         out.json(_as_json(opened, answer))
     if answer.reasoning and not answer.content and answer.finish_reason == "length":
         out.warning("There was no room for an answer after what was thought. Raise --max-tokens or --ctx.")
+    if not (answer.content or answer.reasoning or answer.steps) and answer.finish_reason != "interrupted":
+        out.warning("The answer is empty.")
     if again := describe_read_again(answer):
         out.note(again)
     if stats:

@@ -73,6 +73,8 @@ class ServedModel:
         )
         if options.grammar is not None and options.schema is None and not engine.takes_gbnf:
             raise NoServedModel("This server takes no grammar.", "Give --json-schema, or use llama-server.")
+        if options.overflow and not engine.info.n_ctx:
+            out.note("The server does not tell its window, so it decides what happens when that is full.")
         template = Served(partial(_view, self.reached, self.label))
         choice = TemplateChoice(template, "it gets the messages as they are")
         return Opened(engine, choice, NOTHING_CHOSEN.override(options.sampling))

@@ -38,7 +38,7 @@ class ThoughtsView:
         elif self._text:
             self._text.feed(event.text)
         else:
-            self._show_count(f"Thinking: {count(event.n_tokens, 'token')}")
+            self._show_count("Thinking" if event.n_tokens is None else f"Thinking: {count(event.n_tokens, 'token')}")
 
     def close(self) -> None:
         """End the line of what was shown, or wipe the count."""

@@ -78,7 +78,7 @@ def read_delta(text: str | bytes) -> Delta:
     said = said if isinstance(said, dict) else {}
     reason = choice.get("finish_reason")
     return Delta(
-        content=_text(said.get("content")),
+        content=_text(said.get("content")) or _text(said.get("refusal")),  # OpenAI's name where a schema was to be kept
         # "reasoning_content" is DeepSeek's name, which llama-server and others took; "reasoning" is that of OpenRouter,
         # Ollama and newer vLLM. Where both are there they are the same.
         reasoning=_text(said.get("reasoning_content")) or _text(said.get("reasoning")),
