@@ -553,6 +553,16 @@ class HistoryFailed(LlamachatError):
         self.path = path
 
 
+class SessionRemoved(LlamachatError):
+    """The conversation that is being held was removed from the history by another process."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This conversation was removed by another llamachat, and is not saved any more.",
+            "/clear begins a new one, /export writes this one to a file.",
+        )
+
+
 class HistoryTooNew(HistoryFailed):
     """A newer llamachat has written the history in a form that this one does not know."""
 

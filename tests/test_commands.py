@@ -651,6 +651,47 @@ def test_a_history_that_fails_costs_only_the_saving(talk: Talk) -> None:
     assert len(talk.troubles) == 1, "told once"
 
 
+def test_what_could_not_be_saved_is_saved_with_the_next_message_that_can_be(talk: Talk) -> None:
+    talk.say("One", b"1")
+    refuse = talk.history._database._connection.execute
+    refuse("PRAGMA query_only = ON")
+    talk.say("Two", b"2")
+    talk.say("Undone", b"-")
+    talk.do("/undo")
+    refuse("PRAGMA query_only = OFF")
+    talk.say("Three", b"3")
+    assert talk.stored() == talk.contents() == ["One", "1", "Two", "2", "Three", "3"]
+    talk.engine.answers.append([EngineFailed("no memory")])
+    with pytest.raises(EngineFailed):
+        list(talk.chat.session.send("Four", threading.Event()))
+    assert talk.stored() == ["One", "1", "Two", "2", "Three", "3"], "the last answer stays the last one"
+    assert len(talk.troubles) == 1
+
+
+def test_a_conversation_that_another_process_removed_is_not_written_anew(talk: Talk) -> None:
+    talk.say("One", b"1")
+    with History(history_path()) as other:
+        other.remove(1)
+    talk.say("Two", b"2")
+    talk.say("Three", b"3")
+    assert "removed" in str(talk.troubles[0])
+    assert len(talk.troubles) == 1
+    assert talk.history.sessions() == []
+
+
+def test_two_chats_that_go_on_with_one_answer_do_not_write_over_each_other(talk: Talk) -> None:
+    talk.say("Count", b"One,")
+    other = Talk()
+    other.chat.adopt(other.history.load(1))
+    other.do("/continue", b" two")
+    talk.do("/continue", b" deux")
+    assert talk.stored() == talk.contents() == ["Count", "One, deux"]
+    other.say("And?", b"three")
+    assert other.stored() == other.contents() == ["Count", "One, two", "And?", "three"]
+    assert len(talk.history.tree(1).messages) == 6, "a system prompt, and one question with two answers"
+    other.history.close()
+
+
 # --- Ctrl-C at the edges of an answer -------------------------------------------------------------------------
 
 

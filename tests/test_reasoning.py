@@ -408,6 +408,7 @@ def test_thoughts_are_on_the_disk_while_they_come(history: History, monkeypatch:
     assert found.conversation.messages[-1] == Message("assistant", "", reasoning="One and")
     events.close()  # type: ignore[attr-defined]
     again = recorded(history, [b" one.</think>Two."])
+    again.record.adopt(found)  # type: ignore[attr-defined]
     again.resume(found.conversation)
     answer = take(again.go_on(threading.Event()))[1]
     assert (answer.reasoning, answer.content) == ("One and one.", "Two.")

@@ -1,7 +1,8 @@
 """A session written into the history as it goes.
 
 What the user said is there before the answer begins, the answer at least once a second and when it ends. Trouble with
-the history is told once, and the conversation goes on without it.
+the history is told once, and the conversation goes on without it; every message tries again, and what is missing in the
+history follows as soon as it can be written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from llamachat.chat.history.titles import make_title
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.tools.values import ToolStep
 from llamachat.engine.sampling import SamplingParams
-from llamachat.errors import HistoryFailed, LlamachatError, UnknownSession
+from llamachat.errors import HistoryFailed, LlamachatError, SessionRemoved, UnknownSession
 
 _WRITE_EVERY_S = 0.5
 
@@ -27,17 +28,25 @@ Describe = Callable[[SamplingParams | None], SessionFacts]
 class HistoryRecord:
     """A `Record` in a `History`."""
 
-    def __init__(self, history: History, describe: Describe, on_trouble: Callable[[LlamachatError], None]) -> None:
+    def __init__(
+        self,
+        history: History,
+        describe: Describe,
+        on_trouble: Callable[[LlamachatError], object],
+        on_recovery: Callable[[], object] = lambda: None,
+    ) -> None:
         """`describe` tells what answers are made with at the moment, or one that is sampled otherwise.
 
-        `on_trouble` is called once.
+        `on_trouble` is called when saving begins to fail, `on_recovery` when it works again.
         """
         self.history = history
         self.session_id: int | None = None
         """None until something was said."""
-        self._describe, self._on_trouble = describe, on_trouble
+        self._describe, self._on_trouble, self._on_recovery = describe, on_trouble, on_recovery
         self.is_working = True
-        """Whether all that is said is kept: no longer after the first trouble with the history."""
+        """Whether all that is said is kept: not from trouble with the history to the next message that can be."""
+        self._is_removed = False
+        """Whether another process removed the session, which is therefore not written anew."""
         self._roots: dict[str, int] = {}
         self._head: int | None = None
         self._without_answer: int | None = None
@@ -49,6 +58,7 @@ class HistoryRecord:
     def adopt(self, stored: StoredSession | None) -> None:
         """Go on writing a session that is there already; None: begin a new one with the next message."""
         self.session_id = stored.id if stored else None
+        self.is_working, self._is_removed = True, False
         self._head = stored.tip if stored else None
         self._roots = {}
         if stored and stored.system_key is not None and stored.conversation.system is not None:
@@ -56,14 +66,14 @@ class HistoryRecord:
 
     def begin(self, asked: Conversation, sampling: SamplingParams) -> Conversation:
         """See `Record`."""
-        if not self.is_working:
+        if self._is_removed:
             return asked
         with self._trouble():
             is_new = self.session_id is None
             session = self._begin_session(sampling)
             messages = self._keep(session, asked)
             before = messages[-2].key if len(messages) > 1 else self._root(session, asked.system)
-            if self._head is None:
+            if self._head is None or not self.is_working:  # what has been said since then is kept by now
                 self._head = before
             self._without_answer = messages[-1].key if before == self._head else self._head
             if is_new and len(messages) > 1:  # it begins with examples, which are not what it is about
@@ -74,10 +84,16 @@ class HistoryRecord:
             else:
                 self._answer = messages[-1].key
             self._has_steps = bool(messages[-1].steps)
+            self._recover()
             self.keep_facts()  # this answer may have sampling of its own
             self._written_at = time.monotonic()
             return replace(asked, messages=tuple(messages))
         return asked
+
+    def _recover(self) -> None:
+        if not self.is_working:
+            self.is_working = True
+            self._on_recovery()
 
     def _begin_session(self, sampling: SamplingParams) -> int:
         facts = self._describe(sampling)
@@ -94,16 +110,23 @@ class HistoryRecord:
             parent = self._root(session, asked.system)
         messages = []
         for message in asked.messages:
-            key = message.key or self._add(session, parent, message)
+            is_kept = message.key and (message is not asked.messages[-1] or self._is_unchanged(message))
+            key = message.key if is_kept else self._add(session, parent, message)
             messages.append(replace(message, key=key))
             parent = key
         return messages
 
     def _add(self, session: int, parent: int | None, message: Message) -> int:
         key = self.history.add_message(session, parent, message)
-        if message.role == "assistant":  # of an example: no model is still at work on it
-            self.history.update_answer(key, message.content, finish_reason="stop", steps=message.steps)
+        if message.role == "assistant":  # an example, or it could not be written: no model is still at work on it
+            self.history.update_answer(
+                key, message.content, reasoning=message.reasoning, finish_reason="stop", steps=message.steps
+            )
         return key
+
+    def _is_unchanged(self, message: Message) -> bool:
+        """Whether nobody else has gone on with an answer that is to be gone on with, and so written over."""
+        return message.role != "assistant" or message.key is None or self.history.message(message.key) == message
 
     def _root(self, session: int, system: str | None) -> int | None:
         if system is not None and system not in self._roots:
@@ -176,9 +199,11 @@ class HistoryRecord:
 
     @contextmanager
     def _trouble(self) -> Iterator[None]:
-        """After the first failure nothing more is written."""
+        """After a failure nothing more is written until the next message."""
         try:
             yield
-        except (HistoryFailed, UnknownSession) as error:  # the latter: removed by another process
-            self.is_working, self._answer = False, None
-            self._on_trouble(error)
+        except (HistoryFailed, UnknownSession) as error:
+            was_working, self.is_working, self._answer = self.is_working, False, None
+            self._is_removed = isinstance(error, UnknownSession)
+            if was_working or self._is_removed:
+                self._on_trouble(SessionRemoved() if self._is_removed else error)

@@ -242,8 +242,12 @@ def open_chat(
         options = _as_before(options, stored.facts, found) if stored else options
         with _open_session(found, options, meanwhile) as opened:
             if history and save:
-                record = HistoryRecord(history, opened.facts, lambda error: out.warning(f"{error} {error.next_step}"))
-                opened.record = opened.session.record = record
+                opened.record = opened.session.record = HistoryRecord(
+                    history,
+                    opened.facts,
+                    on_trouble=lambda error: out.warning(f"Not saved: {error} {error.next_step}"),
+                    on_recovery=lambda: out.note("The conversation is saved again, all of it."),
+                )
             if stored:
                 opened.adopt(stored)
                 if opened.facts().model_sha256 != stored.facts.model_sha256:

@@ -224,6 +224,15 @@ class History:
         id_, title, created, updated, head = row
         return SessionTree(id_, title, created, updated, facts[max(facts)], head, messages)
 
+    def message(self, key: int) -> Message | None:
+        """A message as it is stored; None if it is not there, or cannot be read."""
+        with self._database.reading() as connection:
+            row = connection.execute(f"SELECT {MESSAGE_COLUMNS} FROM message WHERE key = ?", (key,)).fetchone()
+        try:
+            return read_message(row, {}).message if row else None
+        except (ValueError, TypeError, RecursionError):
+            return None
+
     def sessions(self, limit: int | None = None) -> list[SessionSummary]:
         """Those in which a user has said something, the one used last first."""
         with self._database.reading() as connection:
