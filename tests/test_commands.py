@@ -23,11 +23,12 @@ from llamachat.chat.record import NoRecord
 from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML, Jinja, TemplateChoice
 from llamachat.cli import loading, local_model
+from llamachat.cli.chat_options import ChatArguments, chat_options
 from llamachat.cli.local_model import LocalModel
 from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
 from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command
 from llamachat.cli.terminal.screen import run_screen
-from llamachat.engine.base import EngineOptions
+from llamachat.engine.base import EngineOptions, LoraAdapter
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import EngineFailed, LlamachatError
 from llamachat.models.store import StoredModel
@@ -527,6 +528,7 @@ def test_a_named_model_goes_on_as_before_if_it_is_the_same(home: Path, monkeypat
         assert (chat.choice.template.name, chat.session.sampling.seed) == ("zephyr", 7)
 
 
+NO_OPTIONS = ChatOptions(EngineOptions(), {})
 OPTIONS = {
     "max_tokens": 9, "stop": ["END"], "overflow": "stop", "reasoning": "off", "kv_type": "q8_0", "rope_scaling": "yarn",
 }  # fmt: skip
@@ -588,13 +590,16 @@ def test_resume_in_the_chat_brings_the_options_along(talk: Talk, monkeypatch: py
     talk.say("One", b"1")
     tree = talk.history.tree(1)
     other = talk.history.add_tree(replace(tree, facts=replace(tree.facts, options=OPTIONS)))
-    strange = {"overflow": "sideways", "kv_type": "q1", "rope_scaling": 3, "of_later": [1]}
+    strange = {"overflow": "sideways", "reasoning": ["on"], "kv_type": "q1", "rope_scaling": 3, "of_later": [1]}
     talk.do(f"/resume {other}")
     assert held_with(talk.chat.options) == OPTIONS
     assert (talk.chat.session.max_tokens, talk.chat.session.own_stop) == (9, ("END",))
     assert talk.chat.session.template.thinking is False
     assert len(opened) == 1
+    assert not talk.chat.shows_thoughts
     talk.do("/resume 1")
+    assert talk.chat.shows_thoughts
+    assert talk.chat.session.template.thinking is None
     assert held_with(talk.chat.options) == {
         "max_tokens": None, "stop": [], "overflow": None, "reasoning": None, "kv_type": None, "rope_scaling": None
     }  # fmt: skip
@@ -613,6 +618,32 @@ def test_a_conversation_whose_model_is_gone(talk: Talk) -> None:
     ):
         pass
     assert refused.value.next_step.endswith(", or go on with another model: llamachat chat MODEL --resume 1")
+
+
+def test_a_conversation_whose_adapter_is_gone(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.mkdir()
+    opened: list[EngineOptions] = []
+
+    def open_fake(_: Path, options: EngineOptions, *__: object) -> FakeEngine:
+        opened.append(options)
+        return FakeEngine([b"1"])
+
+    monkeypatch.setattr(loading, "open_engine", open_fake)
+    monkeypatch.setattr(loading, "check_adapter", lambda *_: ())
+    monkeypatch.chdir(tmp_path)
+    Path("my.gguf").touch()
+    held = ChatOptions(EngineOptions(adapters=[LoraAdapter(Path("my.gguf"), 0.5)]), {})
+    with open_chat("smollm2-135m-instruct", held) as chat:
+        list(chat.session.send("One", threading.Event()))
+    monkeypatch.chdir("/")
+    with open_chat(None, NO_OPTIONS, resume="1"):
+        assert opened[-1].adapters == [LoraAdapter(tmp_path / "my.gguf", 0.5)], "wherever one goes on from"
+    (tmp_path / "my.gguf").unlink()
+    with pytest.raises(LlamachatError, match="is gone") as refused, open_chat(None, NO_OPTIONS, resume="1"):
+        pass
+    assert refused.value.next_step.endswith("--adapter off")
+    with open_chat(None, chat_options(ChatArguments(adapter=["off"])), resume="1") as chat:
+        assert not chat.adapters
 
 
 def test_an_adapter_that_is_not_there(talk: Talk) -> None:

@@ -44,6 +44,7 @@ class RopeScaling(str, Enum):
     YARN = "yarn"
 
 
+_NO_ADAPTERS = "off"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 
 
@@ -112,7 +113,7 @@ class ChatArguments:
     reasoning: Annotated[
         Reasoning | None,
         typer.Option(
-            help="Thinking before answers: as the model does it by itself (default), on, off, or not shown.",
+            help="Thinking before answers: as the model does it by itself (auto, the default), on, off, or not shown.",
             case_sensitive=False,
         ),
     ] = None
@@ -121,7 +122,9 @@ class ChatArguments:
     ] = None
     adapter: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|PATH[:SCALE]", help="Adapter (LoRA) pulled with the model, or a file; repeatable."),
+        typer.Option(
+            metavar="NAME|PATH[:SCALE]", help="Adapter (LoRA) pulled with the model, or a file; repeatable. off: none."
+        ),
     ] = None
     tools: Annotated[
         list[Path] | None,
@@ -159,6 +162,7 @@ def chat_options(arguments: ChatArguments) -> ChatOptions:
         sampling={name: getattr(arguments, name) for name in _SAMPLING},
         system=arguments.system,
         template=arguments.template,
+        without_adapters=arguments.adapter == [_NO_ADAPTERS],
         max_tokens=arguments.max_tokens,
         stop=tuple(arguments.stop or ()),
         overflow=arguments.overflow.value if arguments.overflow else None,
@@ -199,6 +203,7 @@ def _engine_options(arguments: ChatArguments) -> EngineOptions:
     kv_type = arguments.kv_type.lower() if arguments.kv_type is not None else None
     if kv_type not in (None, *get_args(KvType)):
         raise typer.BadParameter("--kv-type is f16, q8_0 or q4_0.")
+    adapters = arguments.adapter if arguments.adapter != [_NO_ADAPTERS] else None
     return EngineOptions(
         n_ctx=arguments.n_ctx,
         n_threads=arguments.threads,
@@ -206,7 +211,7 @@ def _engine_options(arguments: ChatArguments) -> EngineOptions:
         kv_type=kv_type,  # type: ignore[arg-type]
         draft=_draft(arguments.draft),
         rope_scaling=arguments.rope_scaling.value if arguments.rope_scaling else None,
-        adapters=[LoraAdapter(*parse_adapter(text)) for text in arguments.adapter or []],
+        adapters=[LoraAdapter(*parse_adapter(text)) for text in adapters or []],
     )
 
 

@@ -23,7 +23,7 @@ from llamachat.cli.output import out
 from llamachat.cli.source import Source
 from llamachat.engine.base import EngineOptions, KvType, LoraAdapter, RopeScaling
 from llamachat.engine.sampling import SamplingParams
-from llamachat.errors import HistoryFailed, LlamachatError, NoToolCalls, PromptTooLong
+from llamachat.errors import HistoryFailed, LlamachatError, NoToolCalls, PromptTooLong, UnusableAdapter
 from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
 from llamachat.paths import history_path
@@ -42,6 +42,8 @@ class ChatOptions:
     sampling: Mapping[str, float | int | None]
     system: str | None = None
     template: str | None = None
+    without_adapters: bool = False
+    """Not even those that a conversation was held with."""
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     overflow: Overflow | None = None
@@ -141,6 +143,7 @@ class OpenChat:
             sampling={},
             template=None,
             engine=open_engine,
+            without_adapters=False,
             max_tokens=None,
             stop=(),
             overflow=None,
@@ -188,7 +191,7 @@ class OpenChat:
             template=self.choice.template.name,
             sampling=self._chosen(sampling or self.session.sampling),
             n_ctx=self.session.engine.info.n_ctx,
-            adapters=tuple((str(adapter.path), adapter.scale) for adapter in self.adapters),
+            adapters=tuple((str(adapter.path.absolute()), adapter.scale) for adapter in self.adapters),
             options=self._other_options(),
             server=self.model.server,
         )
@@ -292,6 +295,10 @@ def _overflow(options: ChatOptions) -> Overflow:
     return options.overflow or "drop"
 
 
+def _reasoning(options: ChatOptions) -> Reasoning:
+    return options.reasoning or "auto"
+
+
 def _as_before(options: ChatOptions, facts: SessionFacts, source: Source) -> ChatOptions:
     """What the command line leaves open is as it was; what belongs to a model only if that is the same."""
     if (source.server is None) != (facts.server is None):
@@ -314,13 +321,16 @@ def _as_before(options: ChatOptions, facts: SessionFacts, source: Source) -> Cha
         kv_type=options.engine.kv_type or _known(then.get("kv_type"), KvType),
         rope_scaling=options.engine.rope_scaling or _known(then.get("rope_scaling"), RopeScaling),
     )
-    if not engine.adapters:
-        engine = replace(engine, adapters=[LoraAdapter(Path(path), scale) for path, scale in facts.adapters])
+    if not (engine.adapters or options.without_adapters):
+        engine = replace(engine, adapters=[LoraAdapter(_still_there(path), scale) for path, scale in facts.adapters])
     return replace(options, engine=engine, template=options.template or facts.template)
 
 
-def _reasoning(options: ChatOptions) -> Reasoning:
-    return options.reasoning or "auto"
+def _still_there(adapter: str) -> Path:
+    if not Path(adapter).exists():
+        step = "Go on without it, or with others: llamachat chat --resume ID --adapter off"
+        raise UnusableAdapter(f"The adapter that the conversation was held with is gone: {adapter}.", step)
+    return Path(adapter)
 
 
 def _known(word: Any, words: Any) -> Any:
