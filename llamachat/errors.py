@@ -245,8 +245,8 @@ class UnusableDraft(LlamachatError):
 class AlreadyThere(LlamachatError):
     """A file that would have to be replaced, and nobody said that it may be."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} is there already, and is not replaced.", "Give another name with -o, or --force.")
+    def __init__(self, path: Path, step: str = "Give another name with -o, or --force.") -> None:
+        super().__init__(f"{path} is there already, and is not replaced.", step)
         self.path = path
 
 

@@ -137,6 +137,12 @@ def test_export_writes_what_the_name_says_and_import_takes_it_back(run: RunComma
         assert (tmp_path / name).read_text().startswith(begins)
     assert run("sessions", "export", session).stdout == (tmp_path / "a.md").read_text()
     assert run("sessions", "export", session, "--format", "JSON").stdout == (tmp_path / "a.json").read_text()
+    (tmp_path / "a.md").write_text("dear diary")
+    refused = run("sessions", "export", session, tmp_path / "a.md")
+    assert (refused.returncode, (tmp_path / "a.md").read_text()) == (1, "dear diary")
+    assert "--force" in refused.stderr
+    assert run("sessions", "export", session, tmp_path / "a.md", "--force").returncode == 0
+    assert (tmp_path / "a.md").read_text().startswith("# ")
     assert run("sessions", "export", session, tmp_path / "a.pdf").returncode == 2
     assert run("sessions", "export", session, "--format", "pdf").returncode == 2
 

@@ -18,7 +18,7 @@ from llamachat.chat.history.titles import make_title
 from llamachat.chat.history.values import SessionFacts, SessionTree, StoredMessage
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.tools.values import describe_steps
-from llamachat.errors import CannotWrite, UnusableSessionFile, describe_os_error
+from llamachat.errors import AlreadyThere, CannotWrite, UnusableSessionFile, describe_os_error
 
 _MAX_BYTES = 256 << 20
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
@@ -54,8 +54,13 @@ def form_of(path: Path) -> str | None:
     return _SUFFIXES.get(suffix)
 
 
-def write_export(path: Path, text: str) -> None:
-    """Write a file whole or not at all, in place of one that is there. Raises `CannotWrite`."""
+def write_export(path: Path, text: str, *, to_replace: str | None = None) -> None:
+    """Write a file whole or not at all, in place of one that is there. Raises `CannotWrite`.
+
+    With `to_replace`, the step by which a user may say so, such a one is not replaced: `AlreadyThere` tells that step.
+    """
+    if to_replace and path.is_file():
+        raise AlreadyThere(path, to_replace)
     partial = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
     try:
         if path.exists() and not path.is_file():

@@ -166,6 +166,7 @@ def export(
     session: Annotated[str, _ID],
     file: Annotated[Path | None, typer.Argument(help="FILE.md, FILE.json or FILE.html; default: print it.")] = None,
     form: Annotated[str | None, typer.Option("--format", help="md, json or html, whatever the file's name.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     r"""Write a conversation to a file: Markdown or HTML to read, JSON with all branches to import again.
 
@@ -185,7 +186,7 @@ def export(
     if file is None:
         out.text(text, end="")
         return
-    write_export(file, text)
+    write_export(file, text, to_replace=None if force else "Give another name, or --force.")
     out.note(f"Written to {file}.")
 
 

@@ -82,9 +82,9 @@ def _export(chat: OpenChat, argument: str) -> Reply:
     if form is None:
         endings = ", ".join(f".{known}" for known in FORMATS)
         raise BadCommand(f"/export needs the name of a file that ends in {endings}.", "For example: /export talk.md")
-    if path.is_file() and not argument.endswith(_REPLACE):
-        raise BadCommand(f"{path} is there already, and is not replaced.", f"To replace it: /export {path}{_REPLACE}")
-    write_export(path, export_session(_tree(chat), form))
+    text = export_session(_tree(chat), form)
+    is_sure = argument.endswith(_REPLACE)
+    write_export(path, text, to_replace=None if is_sure else f"To replace it: /export {path}{_REPLACE}")
     return Reply(f"Written to {path}.")
 
 
