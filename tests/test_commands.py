@@ -240,9 +240,26 @@ def test_an_answer_that_nobody_listens_to_any_more_is_kept(talk: Talk) -> None:
     assert "cut short; /continue" in talk.do("/resume 1").text
 
 
-def test_the_system_prompt_is_kept_before_anything_is_said_to_it(talk: Talk) -> None:
+def test_a_conversation_that_starts_over_leaves_the_one_before_where_it_was(talk: Talk) -> None:
+    assert talk.do("/clear").text == "The conversation starts over.", "nothing was said that could be kept"
     talk.say("One", b"1")
+    assert talk.do("/clear").text == "The conversation starts over; the one so far is kept: /resume 1"
+    with pytest.raises(LlamachatError, match="Nothing has been said"):
+        talk.do("/fork")
+    talk.say("Two", b"2")
+    assert talk.do("/system Rhyme.").text.endswith("kept: /resume 2")
+    talk.say("Three", b"3")
+    for id_, system, contents in ((1, "Be brief.", ["One", "1"]), (2, "Be brief.", ["Two", "2"])):
+        assert talk.do(f"/resume {id_}").text == f"Conversation {id_} goes on after 1 turn: {contents[0]}"
+        assert (talk.chat.session.conversation.system, talk.contents()) == (system, contents)
+    talk.do("/resume Three")
+    assert (talk.chat.session.conversation.system, talk.contents()) == ("Rhyme.", ["Three", "3"])
+
+
+def test_the_system_prompt_is_kept_while_all_is_undone(talk: Talk) -> None:
     talk.do("/system Rhyme.")
+    talk.say("One", b"1")
+    talk.do("/undo")
     talk.do("/resume 1")
     assert (talk.chat.session.conversation.system, talk.contents()) == ("Rhyme.", [])
     with pytest.raises(LlamachatError, match="nothing to copy"):

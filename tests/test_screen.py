@@ -98,7 +98,7 @@ def test_a_conversation(start: StartChat) -> None:
     assert "Rome" in second  # it knows what was asked before
     assert n_prompt(second) > n_prompt(first)
 
-    assert tell(chat, "/clear") == "The conversation starts over."
+    assert tell(chat, "/clear") == "The conversation starts over; the one so far is kept: /resume 1"
     assert n_prompt(ask(chat, "What is the capital of France?")) == n_prompt(first)
 
     assert tell(chat, "/system") == "There is no system prompt."

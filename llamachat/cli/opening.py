@@ -167,6 +167,17 @@ class OpenChat:
         self.session.began(datetime.fromisoformat(stored.created).astimezone())
         self.session.resume(stored.conversation, stored.unanswered)
 
+    def start_over(self, system: str | None) -> int | None:
+        """Begin another conversation with this system prompt; return the id of the one so far, if that is kept."""
+        so_far = None
+        if self.record:
+            so_far = self.record.session_id if self.record.is_working else None
+            self.record.adopt(None)
+        self.resumed, self.last_answer, self.kept_ids = None, None, ()
+        self.session.began(datetime.now())
+        self.session.start_over(system)
+        return so_far
+
     def window_advice(self, error: PromptTooLong) -> str:
         """What would make room for a prompt that is too long, and what that costs in memory."""
         shorten = "Shorten it, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+from llamachat.cli.context import keep_context
 from llamachat.cli.describing import describe_length
 from llamachat.cli.format import count
 from llamachat.cli.opening import OpenChat
@@ -18,18 +19,23 @@ _MAX_FILES = 100
 
 
 def _clear(chat: OpenChat, _argument: str) -> Reply:
-    chat.session.start_over(chat.session.conversation.system)
+    return Reply(_start_over(chat, "The conversation starts over", chat.session.conversation.system))
+
+
+def _start_over(chat: OpenChat, said: str, system: str | None) -> str:
+    keep_context(chat)
+    so_far = chat.start_over(system)
     chat.attached.clear()
-    return Reply("The conversation starts over.")
+    return f"{said}; the one so far is kept: /resume {so_far}" if so_far else f"{said}."
 
 
 def _system(chat: OpenChat, argument: str) -> Reply:
     if not argument:
         system = chat.session.conversation.system
         return Reply(f"System prompt: {system}" if system else "There is no system prompt.")
-    chat.session.start_over(chat.session.template.no_system if argument == "-" else argument)
     change = "removed" if argument == "-" else "set"
-    return Reply(f"System prompt {change}; the conversation starts over.")
+    system = chat.session.template.no_system if argument == "-" else argument
+    return Reply(_start_over(chat, f"System prompt {change}. The conversation starts over", system))
 
 
 def _undo(chat: OpenChat, argument: str) -> Reply:
