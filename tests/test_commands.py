@@ -266,6 +266,45 @@ def test_the_system_prompt_is_kept_while_all_is_undone(talk: Talk) -> None:
         talk.do("/fork")
 
 
+def test_every_branch_can_be_gone_back_to(talk: Talk) -> None:
+    talk.say("One", b"1")
+    assert talk.do("/branches").text.startswith("There is no other branch")
+    talk.do("/retry", b"uno")
+    talk.say("Two", b"2")
+    talk.do("/undo")
+    listed = talk.do("/branches").text
+    assert [line.split(", ", 1)[1] for line in listed.splitlines()] == [
+        "fake:q8_0: 1 (1 message)",
+        "you: Two (2 messages)",
+    ]
+    assert talk.do("/branches 1").text == "Conversation 1 goes on after 1 turn: One"
+    assert talk.stored() == talk.contents() == ["One", "1"]
+    assert "you: Two" not in talk.do("/branches").text.splitlines()[0]
+    talk.do("/branches 1")
+    assert talk.stored() == talk.contents() == ["One", "uno", "Two", "2"]
+    talk.say("Three", b"3")
+    assert talk.stored() == ["One", "uno", "Two", "2", "Three", "3"]
+    for word in ("0", "2", "x", "-1"):
+        with pytest.raises(LlamachatError, match="There is no branch"):
+            talk.do(f"/branches {word}")
+
+
+def test_resume_without_another_conversation(talk: Talk) -> None:
+    talk.say("One", b"1")
+    with pytest.raises(LlamachatError, match="no other conversation"):
+        talk.do("/resume")
+
+
+def test_sessions_says_that_there_are_more(talk: Talk) -> None:
+    for i in range(15):
+        talk.say(f"Number {i}", b"1")
+        talk.do("/clear")
+    assert "more" not in talk.do("/sessions").text
+    talk.say("One more", b"1")
+    assert "There are more: " in talk.do("/sessions").text.splitlines()[-1]
+    assert len(talk.do("/sessions").text.splitlines()) == 16
+
+
 def test_fork_leaves_the_other_conversation_alone(talk: Talk) -> None:
     talk.say("One", b"1")
     talk.say("Two", b"2")

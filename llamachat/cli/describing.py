@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
 from llamachat.chat.events import Answer, LeftOut, Thought, ToolCalled, ToolReturned
-from llamachat.chat.history import StoredSession
+from llamachat.chat.history import SessionTree, StoredMessage, StoredSession
 from llamachat.chat.history.titles import make_title
 from llamachat.chat.session import Session
 from llamachat.chat.templates import Served
@@ -14,6 +16,7 @@ from llamachat.errors import TokensUnknown
 
 _RESULT_LINES = 3
 _RESULT_COLUMNS = 200
+_EXCERPT_COLUMNS = 60
 
 
 def describe_left_out(left_out: LeftOut) -> str:
@@ -100,6 +103,26 @@ def describe_resumed(stored: StoredSession) -> str:
     elif stored.finish_reason == "interrupted":
         lines.append("The last answer was cut short; /continue goes on with it.")
     return "\n".join(lines)
+
+
+def describe_branches(tree: SessionTree, branches: Sequence[Sequence[StoredMessage]]) -> list[str]:
+    """Where each of the `branches` begins and how: one line each."""
+    lines = []
+    for first, *others in branches:
+        before = tree.path(first.parent)
+        where = f"after “{make_title(before[-1].message.content, _EXCERPT_COLUMNS // 2)}”" if before else "at the start"
+        said = make_title(first.message.content, _EXCERPT_COLUMNS)
+        lines.append(f"{where}, {speaker(first)}: {said} ({count(1 + len(others), 'message')})")
+    return lines
+
+
+def speaker(stored: StoredMessage) -> str:
+    """Who says it, for people."""
+    if stored.message.role == "assistant" and stored.facts:
+        return stored.facts.model
+    if stored.message.n_summarized:
+        return "llamachat"
+    return {"user": "you", "assistant": "model", "system": "system"}[stored.message.role]
 
 
 def describe_thought(thought: Thought) -> str:

@@ -18,11 +18,10 @@ from llamachat.errors import UnknownSession
 from llamachat.paths import history_path
 
 if TYPE_CHECKING:
-    from llamachat.chat.history import History, SessionTree, StoredMessage
+    from llamachat.chat.history import History
 
 _JSON = typer.Option("--json", help="Print JSON.")
 _ID = typer.Argument(metavar="ID", help='A number, the beginning of a title, or "last".')
-_EXCERPT_COLUMNS = 60
 
 app = typer.Typer(
     help="""Saved conversations: list, show, search, export, import, remove.
@@ -97,6 +96,7 @@ def show(session: Annotated[str, _ID] = "last", as_json: Annotated[bool, _JSON] 
     from llamachat.chat.export import other_branches
     from llamachat.chat.history.document import to_document
     from llamachat.chat.tools.values import describe_steps
+    from llamachat.cli.describing import describe_branches, speaker
 
     with _found(session) as (history, id_):
         tree = history.load(id_).tree
@@ -106,33 +106,15 @@ def show(session: Annotated[str, _ID] = "last", as_json: Annotated[bool, _JSON] 
     out.text(f"{tree.id} · {tree.title}")
     out.text(f"{tree.facts.model} · template {tree.facts.template} · {moment(tree.created)} to {moment(tree.updated)}")
     for stored in tree.path(tree.head):
-        out.text(f"\n{_speaker(stored)}:")
+        out.text(f"\n{speaker(stored)}:")
         for text in describe_steps(stored.message.steps):
             out.text(text)
         if stored.message.reasoning:
             out.faint(indent(f"Thoughts:\n{stored.message.reasoning.strip()}", "  "))
         out.text(f"{stored.message.content}{' (interrupted)' if stored.is_cut_short else ''}")
-    _say_branches(tree, other_branches(tree))
-
-
-def _say_branches(tree: SessionTree, branches: list[list[StoredMessage]]) -> None:
-    from llamachat.chat.history.titles import make_title
-
-    if branches:
+    if branches := other_branches(tree):
         out.text(f"\n{len(branches)} other branch{'es' if len(branches) > 1 else ''}:")
-    for branch in branches:
-        before = tree.path(branch[0].parent)
-        where = f"after “{make_title(before[-1].message.content, _EXCERPT_COLUMNS // 2)}”" if before else "at the start"
-        first = make_title(branch[0].message.content, _EXCERPT_COLUMNS)
-        out.text(f"  {where}, {_speaker(branch[0])}: {first} ({len(branch)} message{'s' if len(branch) > 1 else ''})")
-
-
-def _speaker(stored: StoredMessage) -> str:
-    if stored.message.role == "assistant" and stored.facts:
-        return stored.facts.model
-    if stored.message.n_summarized:
-        return "llamachat"
-    return {"user": "you", "assistant": "model", "system": "system"}[stored.message.role]
+        out.text(indent("\n".join(describe_branches(tree, branches)), "  "))
 
 
 @app.command("search")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llamachat.chat.export import FORMATS, export_session, form_of, tree_of, write_export
+from llamachat.chat.export import FORMATS, export_session, form_of, other_branches, tree_of, write_export
 from llamachat.chat.history import History, SessionTree
 from llamachat.cli.context import keep_context, restore_context
-from llamachat.cli.describing import describe_resumed
+from llamachat.cli.describing import describe_branches, describe_resumed
 from llamachat.cli.format import count, moment
 from llamachat.cli.opening import OpenChat, is_held_with
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
@@ -19,9 +19,10 @@ _REPLACE = " --force"
 
 
 def _sessions(chat: OpenChat, _argument: str) -> Reply:
-    lines = [
-        f"{summary.id:>5}  {moment(summary.updated)}  {summary.title}" for summary in _history(chat).sessions(_N_LISTED)
-    ]
+    newest = _history(chat).sessions(_N_LISTED + 1)
+    lines = [f"{summary.id:>5}  {moment(summary.updated)}  {summary.title}" for summary in newest[:_N_LISTED]]
+    if len(newest) > _N_LISTED:
+        lines.append("There are more: /search WORDS finds them, llamachat sessions list shows all.")
     return Reply("\n".join(lines) or "There is no saved conversation yet.")
 
 
@@ -35,8 +36,11 @@ def session_words(chat: OpenChat) -> list[str]:
 
 def _resume(chat: OpenChat, argument: str) -> Reply:
     history = _history(chat)
-    others = (summary.id for summary in history.sessions() if chat.record and summary.id != chat.record.session_id)
-    stored = history.load(history.find(argument or str(next(others, ""))))
+    others = (summary.id for summary in history.sessions(2) if chat.record and summary.id != chat.record.session_id)
+    wanted = argument or str(next(others, ""))
+    if not wanted:
+        raise BadCommand("There is no other conversation.", "/sessions lists those that are kept.")
+    stored = history.load(history.find(wanted))
     keep_context(chat)
     chat.resume(stored)
     there = ""
@@ -74,6 +78,21 @@ def _fork(chat: OpenChat, argument: str) -> Reply:
     stored = history.load(history.add_tree(copied))
     chat.adopt(stored)
     return Reply(f"Conversation {stored.id} begins as a copy of {tree.id} and goes its own way: {stored.title}")
+
+
+def _branches(chat: OpenChat, argument: str) -> Reply:
+    """What was undone, edited or answered otherwise: nothing of it is gone."""
+    history, session = _history(chat), _session_id(chat)
+    tree = history.tree(session)
+    branches = other_branches(tree)
+    if not argument:
+        lines = [f"{i:>3}  {line}" for i, line in enumerate(describe_branches(tree, branches), 1)]
+        return Reply("\n".join(lines) or "There is no other branch: nothing was undone, edited or answered anew.")
+    if not (argument.isascii() and argument.isdecimal() and 0 < int(argument[:9]) <= len(branches)):
+        raise BadCommand(f"There is no branch {argument}.", f"There are {len(branches)}; /branches lists them.")
+    history.set_head(session, branches[int(argument[:9]) - 1][-1].key)
+    chat.adopt(stored := history.load(session))
+    return Reply(describe_resumed(stored))
 
 
 def _export(chat: OpenChat, argument: str) -> Reply:
@@ -123,6 +142,7 @@ def _session_id(chat: OpenChat) -> int:
 
 KEEP = (
     Command("fork", "[NAME]", "go on in a copy of this conversation", _fork),
+    Command("branches", "[N]", "list what was undone or answered otherwise; go on with N of these", _branches),
     Command("sessions", "", "list the conversations that are kept", _sessions),
     Command("resume", "[ID]", "go on with another conversation; the newest other without ID", _resume),
     Command("search", "WORDS", "find what was said, in all conversations", _search),
