@@ -54,9 +54,7 @@ class BlockRenderer:
     def _rows(self, blocks: Iterable[Block], columns: int, *, keep: bool) -> list[str]:
         rows: list[str] = []
         for block in blocks:
-            block_rows = self._code_rows(block, columns, keep) if block.kind == "code" else self._text_rows(
-                block, columns, keep
-            )  # fmt: skip
+            block_rows = (self._code_rows if block.kind == "code" else self._text_rows)(block, columns, keep)
             if block_rows:
                 rows += ["", *block_rows] if block.gap and not self._is_first else block_rows
                 self._is_first = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from shutil import get_terminal_size
 from textwrap import fill
 
 from llamachat.cli.opening import OpenChat
@@ -12,6 +11,7 @@ from llamachat.cli.terminal.commands.keep import KEEP
 from llamachat.cli.terminal.commands.look import LOOK
 from llamachat.cli.terminal.commands.settings import SETTINGS
 from llamachat.cli.terminal.commands.talk import TALK
+from llamachat.cli.terminal.size import terminal_size
 from llamachat.errors import SystemRefused
 
 __all__ = [
@@ -64,7 +64,7 @@ def _help(_chat: OpenChat, _argument: str) -> Reply:
     rows = {f"{command.name} {command.arguments}": command.help for command in COMMANDS.values()}
     rows |= _KEYS
     width = max(map(len, rows)) + 2
-    columns = get_terminal_size().columns
+    columns = terminal_size().columns
     if columns < width + _NARROWEST_HELP:
         return Reply("\n".join(f"{name}\n{_indented(text, columns, ' ' * 4)}" for name, text in rows.items()))
     return Reply(
