@@ -230,7 +230,7 @@ def test_a_paste_is_one_message(start: StartChat) -> None:
 
 
 def test_keys_wait_while_the_model_answers(start: StartChat) -> None:
-    chat = start("--max-tokens", 150)
+    chat = start("--max-tokens", 150, lines=70)
     chat.enter(STORY)
     wait_for_story(chat)
     chat.enter("/help")
