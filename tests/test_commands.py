@@ -421,6 +421,15 @@ def test_context_and_pin(talk: Talk) -> None:
     assert talk.chat.session.conversation.turns[-1][0].is_pinned, "what takes its place stays, too"
 
 
+def test_figures_of_an_answer_without_a_token_tell_no_speed_of_it(talk: Talk) -> None:
+    talk.say("One")
+    shown = talk.do("/stats").text
+    assert "answer 0 tokens · template" in shown
+    assert "first token" not in shown
+    talk.say("Two", b"2", b"3")
+    assert "answer 2 tokens, " in talk.do("/stats").text
+
+
 def test_a_file_goes_before_the_next_message(talk: Talk, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("Facts. 冰", "utf-8")

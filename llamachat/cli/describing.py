@@ -73,10 +73,10 @@ def describe_stats(answer: Answer) -> str:
     ]
     generated = [
         f"answer {stats.n_generated} tokens" if stats.n_generated is not None else "",
-        f"{stats.generation_tps:.1f} tok/s" if stats.generation_tps is not None else "",
+        f"{stats.generation_tps:.1f} tok/s" if stats.generation_tps else "",
     ]
     figures = (", ".join(filter(None, part)) for part in (prompt, generated))
-    first = f"first token after {stats.ttft_s:.2f} s"
+    first = f"first token after {stats.ttft_s:.2f} s" if stats.n_generated != 0 else ""
     drafts = f"drafted {stats.n_drafted:,}, accepted {stats.n_accepted:,}" if stats.n_drafted else ""
     return " · ".join(filter(None, [answer.finish_reason, *figures, first, drafts]))
 

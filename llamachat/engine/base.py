@@ -117,7 +117,7 @@ class GenerationStats:
         """Generated tokens per second; the first one belongs to the prefill."""
         if self.n_generated is None or (self.n_generated > 1 and self.decode_s <= 0):  # the latter: all came at once
             return None
-        return (self.n_generated - 1) / self.decode_s if self.decode_s > 0 else 0.0
+        return (self.n_generated - 1) / self.decode_s if self.n_generated > 1 else 0.0
 
 
 @dataclass(frozen=True)
