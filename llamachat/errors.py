@@ -558,7 +558,7 @@ class SessionRemoved(LlamachatError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This conversation was removed by another llamachat, and is not saved any more.",
+            "This conversation was removed by another llamachat.",
             "/clear begins a new one, /export writes this one to a file.",
         )
 

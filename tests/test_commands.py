@@ -314,6 +314,8 @@ def test_fork_leaves_the_other_conversation_alone(talk: Talk) -> None:
     assert talk.stored() == ["One", "1", "Drei", "3"]
     assert talk.do("/title").text == "elsewhere"
     assert talk.do("/resume 1").text == "Conversation 1 goes on after 2 turns: One"
+    with pytest.raises(LlamachatError, match="no figures"):
+        talk.do("/stats")
     assert talk.contents() == ["One", "1", "Two", "2"]
     assert "    1  " in talk.do("/sessions").text
     talk.do("/title Counting")

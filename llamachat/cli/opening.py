@@ -134,6 +134,7 @@ class OpenChat:
         """Go on with a stored conversation as it stopped, if that was with the model there is now; else with that."""
         if is_held_with(self.model, stored.facts):
             self._answer_as(stored.facts)
+        self.last_answer = None
         self.adopt(stored)
 
     def _answer_as(self, facts: SessionFacts) -> None:
