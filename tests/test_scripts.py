@@ -83,7 +83,7 @@ def test_each_file_has_its_tokens_said(chat: RunCommand, tmp_path: Path) -> None
     short, long = tmp_path / "short.txt", tmp_path / "long.txt"
     short.write_text("One word.", encoding="utf-8")
     long.write_text("one two three four " * 40, encoding="utf-8")
-    result = chat("-f", short, "-f", long, "-p", "How many?", "--max-tokens", "1", text="And this.")
+    result = chat("-f", short, "-f", long, "-f", "-", "-p", "How many?", "--max-tokens", "1", text="And this.")
     (note,) = result.stderr.splitlines()
     parts = [part.rpartition(": ") for part in note.split(" · ")]
     assert [name for name, _, _ in parts] == [str(short), str(long), "standard input"]

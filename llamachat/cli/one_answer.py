@@ -50,7 +50,7 @@ def _check_held(answer: Answer, *, is_json: bool) -> None:
     """Raise `AnswerNotHeld` where the grammar had no room, or a server did not keep to it."""
     if answer.finish_reason == "length":
         raise AnswerNotHeld(
-            "The answer is incomplete: there was no room for all that the grammar asks for.",
+            "The answer is incomplete: it reached its limit before its end.",
             "Raise --max-tokens or --ctx, or bound what may be long: maxLength and maxItems in a schema.",
         )
     if is_json:

@@ -35,6 +35,8 @@ def read_question(prompt: str | None, files: Sequence[Path]) -> Question | None:
         if files:
             raise typer.BadParameter("--file needs a question: give -p, or pipe one in.")
         return None
+    if not is_typed:
+        files = [path for path in files if str(path) != "-"]  # which means what is read anyhow
     sources = [(str(path), read_text(path)) for path in files]
     if not is_typed and _is_readable_pipe():
         sources.append(("standard input", _decode("standard input", _read_piped())))
