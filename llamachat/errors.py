@@ -345,10 +345,10 @@ class UnknownTemplate(LlamachatError):
 class TemplateFailed(LlamachatError):
     """The checkpoint's own template cannot be used for this conversation."""
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, step: str | None = None) -> None:
         super().__init__(
             f"The chat template cannot be used: {problem}.",
-            "Choose another one: --template llama-2, llama-3.1, chatml, jinja or none.",
+            step or "Choose another one: --template llama-2, llama-3.1, chatml, jinja or none.",
         )
 
 

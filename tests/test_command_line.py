@@ -15,6 +15,7 @@ import pytest
 from conftest import RunCommand
 
 from llamachat import __version__
+from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 from support.checkpoints import LlamaShape, write_random_checkpoint
 
 COMMANDS = [
@@ -226,6 +227,18 @@ def test_streams_that_are_closed_or_full(redirection: str) -> None:
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in result.stderr
     assert result.returncode == (1 if "full" in redirection else 0)
+
+
+def test_sigterm_is_no_ctrl_c_even_where_what_it_cancels_ends_in_an_error() -> None:
+    def be_terminated() -> None:
+        with cancel_on_interrupt() as cancel:
+            signal.raise_signal(signal.SIGTERM)
+            assert cancel.is_set()
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        be_terminated()
+    assert left.value.code == 128 + signal.SIGTERM
 
 
 def test_ctrl_c_while_the_model_loads(demo_model: Path) -> None:

@@ -35,7 +35,8 @@ class Infill(PromptTemplate):
     def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:  # noqa: ARG002
         """See `PromptTemplate`. Raises `TemplateFailed` if the vocabulary has no tokens for a gap."""
         if tokenizer.infill_ids is None:
-            raise TemplateFailed("the model's vocabulary has no infill tokens, as Code Llama 7b and 13b have them")
+            problem = "the model's vocabulary has no infill tokens, as Code Llama 7b and 13b have them"
+            raise TemplateFailed(problem, "Use one of those: llamachat chat codellama-7b --infill PREFIX SUFFIX")
         before, after, between = tokenizer.infill_ids
         if tokenizer.adds_bos:
             yield TokenId(tokenizer.bos_id)

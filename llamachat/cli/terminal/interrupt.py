@@ -42,13 +42,15 @@ def cancel_on_interrupt() -> Iterator[threading.Event]:
         terminated_by = number
         cancel.set()
 
-    with ExitStack() as handling:
-        handling.enter_context(_handling(signal.SIGINT, on_interrupt))
-        for number in _TERMINATIONS:
-            handling.enter_context(_handling(number, on_termination))
-        yield cancel
-    if terminated_by is not None:
-        _leave(terminated_by)
+    try:
+        with ExitStack() as handling:
+            handling.enter_context(_handling(signal.SIGINT, on_interrupt))
+            for number in _TERMINATIONS:
+                handling.enter_context(_handling(number, on_termination))
+            yield cancel
+    finally:  # also where what was cancelled has ended in an error
+        if terminated_by is not None:
+            _leave(terminated_by)
 
 
 @contextmanager

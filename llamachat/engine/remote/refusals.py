@@ -36,7 +36,7 @@ _STEPS = {
 }
 _NO_KEY_STEP = "Set LLAMACHAT_API_KEY (or OPENAI_API_KEY), and name the server with --server: only then is it sent."
 _SERVER_STEP = "Look at the server's log, then ask again: /retry in a chat."
-_ROOM_STEP = "Take turns back with /undo, start over with /clear, or give the server a larger window."
+_ROOM_STEP = "Shorten it, take turns back with /undo, or give the server a larger window."
 
 
 @dataclass(frozen=True)
