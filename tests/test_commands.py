@@ -627,23 +627,32 @@ def test_a_conversation_goes_on_with_the_options_it_was_held_with(
     name = "smollm2-135m-instruct"
     engine = EngineOptions(kv_type="q8_0", rope_scaling="yarn")
     first = ChatOptions(
-        engine, {}, max_tokens=9, stop=("END",), overflow="stop", reasoning="off", grammar='root ::= "1"'
+        engine,
+        {},
+        max_tokens=9,
+        stop=("END",),
+        overflow="stop",
+        reasoning="off",
+        grammar='root ::= "1"',
+        strict_tags=True,
     )
     with open_chat(name, first) as chat:
         list(chat.session.send("One", threading.Event()))
-    assert kept_facts().options == {**OPTIONS, "grammar": True}
+    assert kept_facts().options == {**OPTIONS, "grammar": True, "strict_tags": True}
     with open_chat(None, ChatOptions(EngineOptions(), {}), resume="last") as chat:
         assert held_with(chat.options) == OPTIONS
         session = chat.session
         assert (session.max_tokens, session.own_stop, session.overflow, session.grammar) == (9, ("END",), "stop", None)
         assert session.template.thinking is False
+        assert session.strict_tags
         assert (opened[-1].kv_type, opened[-1].rope_scaling) == ("q8_0", "yarn")
     assert "now they do only with --grammar" in capsys.readouterr().err
     mine = ChatOptions(EngineOptions(kv_type="f16"), {}, max_tokens=5, stop=("",), overflow="drop", reasoning="auto")
     with open_chat(None, mine, resume="last") as chat:
         assert (chat.session.max_tokens, chat.session.overflow, opened[-1].kv_type) == (5, "drop", "f16")
         list(chat.session.send("Two", threading.Event()))
-    assert kept_facts().options == {"max_tokens": 5, "rope_scaling": "yarn"}, "what was given wins, and lasts"
+    kept = {"max_tokens": 5, "rope_scaling": "yarn", "strict_tags": True}
+    assert kept_facts().options == kept, "what was given wins, and lasts"
 
 
 def test_resume_in_the_chat_brings_the_options_along(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -759,11 +768,28 @@ def test_what_could_not_be_saved_is_saved_with_the_next_message_that_can_be(talk
     refuse("PRAGMA query_only = OFF")
     talk.say("Three", b"3")
     assert talk.stored() == talk.contents() == ["One", "1", "Two", "2", "Three", "3"]
+    refuse("PRAGMA query_only = ON")
+    talk.say("Left at once", b"4")
+    refuse("PRAGMA query_only = OFF")
+    talk.chat.record.catch_up(talk.chat.session.said)  # type: ignore[union-attr]
+    assert talk.stored() == talk.contents() == ["One", "1", "Two", "2", "Three", "3", "Left at once", "4"]
+    talk.do("/undo")
     talk.engine.answers.append([EngineFailed("no memory")])
     with pytest.raises(EngineFailed):
         list(talk.chat.session.send("Four", threading.Event()))
     assert talk.stored() == ["One", "1", "Two", "2", "Three", "3"], "the last answer stays the last one"
-    assert len(talk.troubles) == 1
+    assert len(talk.troubles) == 2
+
+
+def test_an_answer_whose_end_could_not_be_saved_is_saved_with_the_next_message(talk: Talk) -> None:
+    refuse = talk.history._database._connection.execute
+    talk.engine.answers.append([b"The ", b"end."])
+    for event in talk.chat.session.send("One", threading.Event()):
+        if isinstance(event, TextPiece):
+            refuse("PRAGMA query_only = ON")
+    refuse("PRAGMA query_only = OFF")
+    talk.say("Two", b"2")
+    assert talk.stored() == talk.contents() == ["One", "The end.", "Two", "2"]
 
 
 def test_a_conversation_that_another_process_removed_is_not_written_anew(talk: Talk) -> None:

@@ -217,6 +217,17 @@ def test_a_paste_into_a_plain_prompt_is_one_message(start: StartChat) -> None:
     assert chat.wait_for_exit() == 0
 
 
+def test_a_line_that_the_terminal_has_cut_is_not_sent(start: StartChat) -> None:
+    chat = start(echo(1), "--plain", "--no-save")
+    chat.send("x" * 5000 + ENTER)
+    chat.wait_until(lambda: "has cut this line after 4,095 bytes" in " ".join(chat.text.split()), "a notice")
+    chat.enter("short")
+    chat.wait_for("Answer 1.\n\n>")
+    chat.enter("/prompt")
+    chat.wait_for("user\nshort<|im_end|>")
+    assert "Answer 2" not in chat.text
+
+
 def test_the_editor(start: StartChat, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nwc -l < "$1" > "$0.lines"\necho "from the editor" >> "$1"\n')

@@ -488,6 +488,13 @@ def test_the_key_goes_to_the_named_server_only_and_is_never_shown(server: ChatSe
         assert other.asked == []
 
 
+def test_the_key_of_openai_goes_to_openai_alone(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    server.answers.append(answer("Hi"))
+    assert talk(server, "Hello") == "Hi"
+    assert not any("Authorization" in asked.headers for asked in server.asked)
+
+
 def test_plain_words() -> None:
     assert plain("a\x1b[31m\u202eb\n\nc") == "a [31m b c"
     assert plain("key K in it", secret="K") == "key … in it"

@@ -90,12 +90,22 @@ class HistoryRecord:
             return replace(asked, messages=tuple(messages))
         return asked
 
+    def catch_up(self, said: Conversation) -> None:
+        """The conversation is left: keep now what could not be kept."""
+        if self.is_working or self._is_removed or not said.messages:
+            return
+        with self._trouble():
+            session = self._begin_session(None)
+            self._head = self._keep(session, said)[-1].key
+            self.history.set_head(session, self._head)
+            self._recover()
+
     def _recover(self) -> None:
         if not self.is_working:
             self.is_working = True
             self._on_recovery()
 
-    def _begin_session(self, sampling: SamplingParams) -> int:
+    def _begin_session(self, sampling: SamplingParams | None) -> int:
         facts = self._describe(sampling)
         if self.session_id is None:
             self.session_id = self.history.start_session(facts)
@@ -167,7 +177,7 @@ class HistoryRecord:
                     stats=answer.stats,
                 )
                 self._head = key
-        return key
+        return key if self.is_working else None  # what the history does not have is added with the next message
 
     def give_up(self, content: str, reasoning: str) -> int | None:
         """See `Record`."""
@@ -180,7 +190,7 @@ class HistoryRecord:
                     self.history.set_head(self.session_id, self._without_answer)
                 else:  # it goes on as one that was cut short
                     self._head = key
-        return key
+        return key if self.is_working else None
 
     def move(self, conversation: Conversation) -> None:
         """See `Record`."""

@@ -85,7 +85,7 @@ class Session:
         self.own_stop = tuple(stop)
         self.since = datetime.now()
         """When it began."""
-        self._strict_tags = strict_tags
+        self.strict_tags = strict_tags
         self._told: set[str] = set()
         self.think(thinking)
         self.toolbox = toolbox
@@ -253,9 +253,13 @@ class Session:
             raise BadConversation("Nothing has been said yet.", "Ask something first.")
         return self.conversation.turns[-1][0]
 
+    @property
+    def said(self) -> Conversation:
+        """The conversation, and a question that was never answered at its end."""
+        return self._pending or self.conversation
+
     def _before_question(self) -> Conversation:
-        asked = self._pending or self.conversation
-        return asked.with_turns(asked.turns[:-1])
+        return self.said.with_turns(self.said.turns[:-1])
 
     def render(self, conversation: Conversation) -> Prompt:
         """The prompt for a conversation, however long it is."""
@@ -269,7 +273,7 @@ class Session:
             self.template,
             _seeded(self.sampling),
             max_tokens=max_tokens,
-            strict_tags=self._strict_tags,
+            strict_tags=self.strict_tags,
             thinking=False,
         )
         aside.conversation, aside.left_out, aside._told = self.conversation, self.left_out, self._told
@@ -352,7 +356,7 @@ class Session:
             yield LeftOut(fitted.n_turns, fitted.n_tokens, n_prompt, n_ctx, fitted.cut is not None)
 
     def _check_tags(self, conversation: Conversation) -> None:
-        if self._strict_tags and (tags := self.template.tags_in(conversation, self.engine.tokenizer)):
+        if self.strict_tags and (tags := self.template.tags_in(conversation, self.engine.tokenizer)):
             raise ForbiddenTags(tags)
 
     def _notices(self, prompt: Prompt) -> Iterator[Notice]:

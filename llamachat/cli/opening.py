@@ -158,12 +158,14 @@ class OpenChat:
         session = self.session
         self.options, session.sampling = options, facts.sampling_params()
         session.max_tokens, session.own_stop, session.overflow = options.max_tokens, options.stop, _overflow(options)
+        session.strict_tags = options.strict_tags
         session.think(_THINKING[self.reasoning])
 
     def adopt(self, stored: StoredSession) -> None:
         """Go on with a stored conversation as answers are made now."""
         self.resumed, self.kept_ids = stored, ()
         if self.record:
+            self.record.catch_up(self.session.said)
             self.record.adopt(stored)
         self.session.began(datetime.fromisoformat(stored.created).astimezone())
         self.session.resume(stored.conversation, stored.unanswered)
@@ -172,6 +174,7 @@ class OpenChat:
         """Begin another conversation with this system prompt; return the id of the one so far, if that is kept."""
         so_far = None
         if self.record:
+            self.record.catch_up(self.session.said)
             so_far = self.record.session_id if self.record.is_working else None
             self.record.adopt(None)
         self.resumed, self.last_answer, self.kept_ids = None, None, ()
@@ -223,6 +226,7 @@ class OpenChat:
             "reasoning": self.reasoning if self.reasoning != "auto" else None,
             "kv_type": engine.kv_type if engine.kv_type != "f16" else None,
             "rope_scaling": engine.rope_scaling,
+            "strict_tags": session.strict_tags,
             "grammar": session.is_held,
         }
         return {name: value for name, value in options.items() if value}
@@ -269,7 +273,11 @@ def open_chat(
                     out.note(f"It began with another model: {stored.facts.model}, of other content.")
                 if stored.facts.options.get("grammar") and not options.grammar:  # which is for one use, not for a talk
                     out.note("Its answers obeyed a grammar; now they do only with --grammar or --json-schema.")
-            yield opened
+            try:
+                yield opened
+            finally:
+                if opened.record:
+                    opened.record.catch_up(opened.session.said)
 
 
 def _find(model: str | None, server: str | None, stored: StoredSession | None, meanwhile: Meanwhile | None) -> Source:
@@ -324,6 +332,7 @@ def _as_before(options: ChatOptions, facts: SessionFacts, source: Source) -> Cha
         stop=options.stop or tuple(then.get("stop", ())),
         overflow=options.overflow or _known(then.get("overflow"), Overflow),
         reasoning=options.reasoning or _known(then.get("reasoning"), Reasoning),
+        strict_tags=options.strict_tags or then.get("strict_tags") is True,
     )
     if source.server is not None or not is_held_with(source, facts):
         return options

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from llamachat.chat.templates import Seen, Served, TemplateChoice
 from llamachat.cli.loading import Meanwhile, wait_for
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from llamachat.cli.opening import ChatOptions
     from llamachat.engine.remote import Server
 
-_KEYS = ("LLAMACHAT_API_KEY", "OPENAI_API_KEY")
+_KEY = "LLAMACHAT_API_KEY"
+_OWN_KEYS = {"api.openai.com": "OPENAI_API_KEY"}
+"""Keys that go to nobody but whom they are of."""
 _N_NAMED = 12
 
 _LOCAL: Mapping[str, Callable[[ChatOptions], object]] = {
@@ -148,7 +151,8 @@ def _listed(name: str, names: Sequence[str]) -> str:
 def _key(address: str) -> str | None:
     from llamachat.engine.remote.address import is_loopback
 
-    name = next((name for name in _KEYS if os.environ.get(name, "").strip()), None)
+    names = filter(None, (_KEY, _OWN_KEYS.get(urlsplit(address).hostname or "")))
+    name = next((name for name in names if os.environ.get(name, "").strip()), None)
     if name is None:
         return None
     key = os.environ[name].strip()

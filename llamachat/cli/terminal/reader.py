@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _PROMPT = "> "
 _POLL_S = 0.02
 _PASTED_WITHIN_S = 0.03
+_LONGEST_LINE_BYTES = 1023 if sys.platform == "darwin" else 4095
+"""As much of a line as a terminal keeps that edits it itself (MAX_CANON, N_TTY_BUF_SIZE)."""
 
 
 class Reader(Protocol):
@@ -86,12 +88,12 @@ class PlainReader:
         try:
             self._show(f"{begun}\n{_PROMPT}" if begun else _PROMPT)
             is_typed_ahead = _is_line_waiting(0)
-            lines = [input()]
+            lines = [self._line()]
             if not is_typed_ahead and _is_line_waiting(_PASTED_WITHIN_S):
                 return escape(self._rest_of_paste(lines[0]))
             while lines[-1].endswith("\\"):
                 self._show(" " * len(_PROMPT))
-                lines[-1:] = [lines[-1][:-1], input()]
+                lines[-1:] = [lines[-1][:-1], self._line()]
             return "\n".join(lines) or begun
         except (EOFError, KeyboardInterrupt):
             sys.stderr.write("\n")
@@ -101,10 +103,19 @@ class PlainReader:
         """With what is typed behind it."""
         lines = [first]
         while _is_line_waiting(_PASTED_WITHIN_S):
-            lines.append(input())
+            lines.append(self._line())
         self._show("\n(pasted; Enter sends)\n" + " " * len(_PROMPT))
-        lines.append(input())
+        lines.append(self._line())
         return "\n".join(lines)
+
+    def _line(self) -> str:
+        """A line that is whole: the terminal drops without a word what it has no room for."""
+        while len((line := input()).encode("utf-8", "replace")) >= _LONGEST_LINE_BYTES:
+            self._show(
+                f"(The terminal has cut this line after {_LONGEST_LINE_BYTES:,} bytes; it is left out. "
+                f"Put the text into a file, and give /file PATH.)\n" + " " * len(_PROMPT)
+            )
+        return line
 
     @staticmethod
     def _show(text: str) -> None:

@@ -27,14 +27,17 @@ _LONGEST_ASKED_S = 20.0
 
 _STEPS = {
     400: "Change what it names, or ask the server's operator.",
-    401: "Set LLAMACHAT_API_KEY (or OPENAI_API_KEY) to a key of that server.",
+    401: "Set LLAMACHAT_API_KEY (for OpenAI, OPENAI_API_KEY will do) to a key of that server.",
     402: "Look at your account with the server's operator.",
     403: "Use a key that may use this model, or choose another one with /model.",
     404: "Check the model's name (/model lists them in a chat), and that --server ends where the server's /v1 does.",
     413: "Shorten the message, or take turns back with /undo.",
     429: "Wait a while, then ask again: /retry in a chat.",
 }
-_NO_KEY_STEP = "Set LLAMACHAT_API_KEY (or OPENAI_API_KEY), and name the server with --server: only then is it sent."
+_NO_KEY_STEP = (
+    "Set LLAMACHAT_API_KEY (for OpenAI, OPENAI_API_KEY will do), "
+    "and name the server with --server: only then is it sent."
+)
 _SERVER_STEP = "Look at the server's log, then ask again: /retry in a chat."
 _ROOM_STEP = "Shorten it, take turns back with /undo, or give the server a larger window."
 
