@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from llamachat.chat.events import Answer, TextPiece
-from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
+from llamachat.cli.chat_wishes import ChatOptions
+from llamachat.cli.live_chat import OpenChat
+from llamachat.cli.opening import open_chat
 from llamachat.cli.terminal.blocks import BlockSplitter
 from llamachat.cli.terminal.markdown import BlockRenderer
 from llamachat.engine.base import EngineOptions

@@ -23,8 +23,9 @@ from pathlib import Path
 
 sys.path.pop(0)  # the directory of this file, where another `quantize` is
 
+from llamachat.cli.chat_wishes import ChatOptions
 from llamachat.cli.context import keep_context
-from llamachat.cli.opening import ChatOptions, open_chat
+from llamachat.cli.opening import open_chat
 from llamachat.engine.base import EngineOptions
 from llamachat.models.contexts import context_path
 from llamachat.models.resolve import resolve

@@ -518,6 +518,10 @@ class BadGrammar(LlamachatError):
         self.problem = problem
 
 
+class NoAnswer(LlamachatError):
+    """The model has thought, or called tools, and then there was no room for an answer."""
+
+
 class AnswerNotHeld(LlamachatError):
     """An answer that is not what the grammar or the schema asks for; a script must not take it for one that is."""
 

@@ -24,8 +24,10 @@ from llamachat.chat.session import Session
 from llamachat.chat.templates import ChatML, Jinja, TemplateChoice
 from llamachat.cli import loading, local_model
 from llamachat.cli.chat_options import ChatArguments, chat_options
+from llamachat.cli.chat_wishes import ChatOptions
+from llamachat.cli.live_chat import OpenChat
 from llamachat.cli.local_model import LocalModel
-from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
+from llamachat.cli.opening import open_chat
 from llamachat.cli.terminal.commands import COMMANDS, Reply, run_command
 from llamachat.cli.terminal.screen import run_screen
 from llamachat.engine.base import EngineOptions, LoraAdapter

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from llamachat.chat.message import Conversation
 from llamachat.cli import context
-from llamachat.cli.opening import ChatOptions, open_chat
+from llamachat.cli.chat_wishes import ChatOptions
+from llamachat.cli.opening import open_chat
 from llamachat.cli.terminal.commands import run_command
 from llamachat.engine.base import EngineOptions, GenerationRequest, GenerationStats, LoraAdapter, Token
 from llamachat.engine.llamacpp import LlamaEngine, state

@@ -25,8 +25,9 @@ from llamachat.chat.events import Answer, ReasoningPiece, TextPiece
 from llamachat.chat.history import History
 from llamachat.chat.session import Session
 from llamachat.chat.templates import Served
+from llamachat.cli.chat_wishes import ChatOptions
 from llamachat.cli.describing import describe_compaction
-from llamachat.cli.opening import ChatOptions, open_chat
+from llamachat.cli.opening import open_chat
 from llamachat.engine.base import AnswerBytes, EngineOptions, GenerationRequest, Remark, ThoughtText
 from llamachat.engine.remote import ServedEngine, Server, connect, parse_address, plain
 from llamachat.engine.remote.sse import EventData
@@ -499,6 +500,13 @@ def test_plain_words() -> None:
     assert plain("a\x1b[31m\u202eb\n\nc") == "a [31m b c"
     assert plain("key K in it", secret="K") == "key … in it"
     assert len(plain("x" * 10**6)) < 300
+
+
+def test_thoughts_without_an_answer_are_a_failure_for_scripts(server: ChatServer, run: RunCommand) -> None:
+    server.answers.append(Reply([delta(reasoning_content="Hm."), delta("length"), event("[DONE]")]))
+    done = run("chat", "--server", server.url, "-p", "Why?")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no room for an answer" in done.stderr
 
 
 # --- the command -------------------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 from conftest import RunCommand
 
+from llamachat.chat.history import History
+from llamachat.paths import history_path
+
 CHAT = f"{shlex.quote(sys.executable)} -m llamachat chat --threads 1 --temperature 0"
 LONG = "Tell me a very long story about a dragon."
 
@@ -53,6 +56,8 @@ def test_a_commit_message_for_a_diff(tmp_path: Path) -> None:
     assert result.stdout.strip()
     assert "standard input: " in result.stderr
     assert "tokens" in result.stderr
+    with History(history_path()) as history:
+        assert history.sessions()[0].title == "Write a commit message"
 
 
 def test_a_reader_that_leaves_is_not_complained_about() -> None:

@@ -42,6 +42,8 @@ class HistoryRecord:
         self.history = history
         self.session_id: int | None = None
         """None until something was said."""
+        self.title: str | None = None
+        """What a conversation that begins is called, where its first message does not begin with what is asked."""
         self._describe, self._on_trouble, self._on_recovery = describe, on_trouble, on_recovery
         self.is_working = True
         """Whether all that is said is kept: not from trouble with the history to the next message that can be."""
@@ -76,8 +78,8 @@ class HistoryRecord:
             if self._head is None or not self.is_working:  # what has been said since then is kept by now
                 self._head = before
             self._without_answer = messages[-1].key if before == self._head else self._head
-            if is_new and len(messages) > 1:  # it begins with examples, which are not what it is about
-                self.history.set_title(session, make_title(messages[-1].content))
+            if is_new and (self.title or len(messages) > 1):  # examples are not what it is about
+                self.history.set_title(session, make_title(self.title or messages[-1].content))
             if asked.awaits_answer:
                 answer = Message("assistant", "")
                 self._answer = self.history.add_message(session, messages[-1].key, answer, seed=sampling.seed)

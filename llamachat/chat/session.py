@@ -335,7 +335,7 @@ class Session:
                 break
             if len(unfinished.steps) - unfinished.n_before >= MAX_STEPS:
                 unfinished.finish_reason = "length"
-                yield Notice(f"The model has called tools {MAX_STEPS} times in a row; /continue lets it go on.")
+                yield Notice(f"The model has called tools {MAX_STEPS} times in a row.")
                 break
             fitted = self._fit(unfinished.conversation())
             self._require_room(fitted)

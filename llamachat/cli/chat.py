@@ -15,7 +15,7 @@ from llamachat.cli.output import out
 from llamachat.cli.question import Question, read_question
 
 if TYPE_CHECKING:
-    from llamachat.cli.opening import ChatOptions
+    from llamachat.cli.chat_wishes import ChatOptions
 
 
 @taking(ChatArguments)
@@ -45,6 +45,8 @@ def chat(arguments: ChatArguments) -> None:
         raise typer.BadParameter("--infill has no conversation in which tools could be called: leave out --tools.")
     if arguments.resume is not None and (arguments.system is not None or arguments.examples):
         raise typer.BadParameter("--resume goes on with what was said: leave out --system and --examples.")
+    if arguments.resume is not None and not arguments.resume.strip():
+        raise typer.BadParameter("--resume takes the ID of a conversation, or nothing at all: the last one.")
     question = Question("") if arguments.infill else read_question(arguments.prompt, arguments.files or [])
     if arguments.as_json and question is None:
         raise typer.BadParameter("--json needs a question: give -p, or pipe one in.")

@@ -16,7 +16,7 @@ from llamachat.cli.question import read_text
 
 if TYPE_CHECKING:
     from llamachat.chat.message import Message
-    from llamachat.cli.opening import ChatOptions
+    from llamachat.cli.chat_wishes import ChatOptions
     from llamachat.engine.base import DraftMode, EngineOptions
 
 
@@ -154,7 +154,7 @@ def _resuming_the_last(words: Sequence[str]) -> Iterator[str]:
 
 def chat_options(arguments: ChatArguments) -> ChatOptions:
     """What a session is opened with; raise `typer.BadParameter` for values that no option has."""
-    from llamachat.cli.opening import ChatOptions
+    from llamachat.cli.chat_wishes import ChatOptions
 
     grammar, schema = _grammar(arguments)
     return ChatOptions(

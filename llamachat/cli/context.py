@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import BinaryIO
 
 from llamachat.chat.session import Session
+from llamachat.cli.chat_wishes import is_held_with
 from llamachat.cli.format import count, size
-from llamachat.cli.opening import OpenChat, is_held_with
+from llamachat.cli.live_chat import OpenChat
 from llamachat.cli.output import out
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 from llamachat.engine.base import CacheState

@@ -20,7 +20,7 @@ from llamachat.models.resolve import resolve
 from llamachat.models.store import StoredModel
 
 if TYPE_CHECKING:
-    from llamachat.cli.opening import ChatOptions
+    from llamachat.cli.chat_wishes import ChatOptions
 
 _CTX_STEP = 1024
 

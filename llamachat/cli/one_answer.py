@@ -6,44 +6,61 @@ import json
 
 from llamachat.chat.events import Answer
 from llamachat.cli.describing import describe_length, describe_read_again
-from llamachat.cli.opening import OpenChat
+from llamachat.cli.live_chat import OpenChat
 from llamachat.cli.output import out
 from llamachat.cli.question import Question
 from llamachat.cli.terminal.interrupt import cancel_on_interrupt
 from llamachat.cli.terminal.showing import Showing
 from llamachat.engine.base import Tokenizer
-from llamachat.errors import AnswerNotHeld, PromptTooLong
+from llamachat.errors import AnswerNotHeld, NoAnswer, PromptTooLong
 
 
 def answer_once(opened: OpenChat, question: Question, *, stats: bool, as_json: bool) -> None:
     """Ask `question` and print the answer.
 
-    Raises, after what there is of it, `KeyboardInterrupt` for one that was cut off, and `AnswerNotHeld`.
+    Raises, after what there is of it, `KeyboardInterrupt` for one that was cut off, `NoAnswer` and `AnswerNotHeld`.
     """
     if question.sources:
         out.note(_describe_sources(question, opened.session.engine.tokenizer))
-    try:
-        showing = Showing(shows_thoughts=opened.shows_thoughts, shows_text=not as_json)
-        with cancel_on_interrupt() as cancel, showing:
-            answer = showing.show_all(opened.session.send(question.text, cancel))
-    except PromptTooLong as error:
-        error.next_step = opened.window_advice(error)
-        raise
-    assert answer is not None  # only /compact ends without one
+    if opened.record and question.prompt.strip():
+        opened.record.title = question.prompt
+    answer = _ask(opened, question.text, shows_text=not as_json)
     if as_json:
         out.json(_as_json(opened, answer))
-    if answer.reasoning and not answer.content and answer.finish_reason == "length":
-        out.warning("There was no room for an answer after what was thought. Raise --max-tokens or --ctx.")
-    if not (answer.content or answer.reasoning or answer.steps) and answer.finish_reason != "interrupted":
-        out.warning("The answer is empty.")
     if again := describe_read_again(answer):
         out.note(again)
     if stats:
         out.note(opened.describe_stats(answer))
-    if answer.finish_reason == "interrupted":
-        raise KeyboardInterrupt
+    _check(answer)
     if opened.session.is_held:
         _check_held(answer, is_json=opened.options.schema is not None)
+
+
+def _ask(opened: OpenChat, text: str, *, shows_text: bool) -> Answer:
+    try:
+        showing = Showing(shows_thoughts=opened.shows_thoughts, shows_text=shows_text)
+        with cancel_on_interrupt() as cancel, showing:
+            answer = showing.show_all(opened.session.send(text, cancel))
+    except PromptTooLong as error:
+        error.next_step = opened.window_advice(error)
+        raise
+    assert answer is not None  # only /compact ends without one
+    return answer
+
+
+def _check(answer: Answer) -> None:
+    """Raise `KeyboardInterrupt` or `NoAnswer` if there is not what a script has asked for."""
+    if answer.finish_reason == "interrupted":
+        raise KeyboardInterrupt
+    if answer.content:
+        return
+    if answer.reasoning and answer.finish_reason == "length":
+        step = "Raise --max-tokens or --ctx, or leave thinking out with --reasoning off."
+        raise NoAnswer("There was no room for an answer after what was thought.", step)
+    if answer.steps and answer.finish_reason == "length":
+        step = "Ask for less at once, or go on with it: llamachat chat --resume, and there /continue."
+        raise NoAnswer("The model has called tools without coming to an answer.", step)
+    out.warning("The answer is empty.")
 
 
 def _check_held(answer: Answer, *, is_json: bool) -> None:

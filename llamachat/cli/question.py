@@ -26,6 +26,8 @@ class Question:
 
     text: str
     sources: Sequence[tuple[str, str]] = ()
+    prompt: str = ""
+    """What is asked about them, the end of the text."""
 
 
 def read_question(prompt: str | None, files: Sequence[Path]) -> Question | None:
@@ -43,7 +45,7 @@ def read_question(prompt: str | None, files: Sequence[Path]) -> Question | None:
     question = "\n\n".join(text for text in (*(text for _, text in sources), prompt or "") if text.strip())
     if not question:
         raise typer.BadParameter("There is nothing to answer: standard input is empty. Give -p TEXT.")
-    return Question(question, sources if files or prompt else ())
+    return Question(question, sources if files or prompt else (), prompt or "")
 
 
 def _read_piped() -> bytes:

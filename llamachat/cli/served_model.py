@@ -19,7 +19,7 @@ from llamachat.engine.sampling import NOTHING_CHOSEN
 from llamachat.errors import BadServer, NoServedModel, OnlyLocal, PromptTooLong
 
 if TYPE_CHECKING:
-    from llamachat.cli.opening import ChatOptions
+    from llamachat.cli.chat_wishes import ChatOptions
     from llamachat.engine.remote import Server
 
 _KEY = "LLAMACHAT_API_KEY"

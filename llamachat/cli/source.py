@@ -12,8 +12,8 @@ from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import PromptTooLong
 
 if TYPE_CHECKING:
+    from llamachat.cli.chat_wishes import ChatOptions
     from llamachat.cli.loading import Meanwhile
-    from llamachat.cli.opening import ChatOptions
 
 
 @dataclass(frozen=True)

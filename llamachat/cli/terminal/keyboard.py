@@ -8,7 +8,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _POLL_S = 0.05
 _MANY_KEYS = 4096
@@ -32,8 +32,9 @@ def keys_held() -> Iterator[None]:
     try:
         yield
     finally:
-        _write(_SANE)  # a line editor that a signal tears down leaves some of it undone
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+        with suppress(OSError, termios.error):  # the terminal may be gone
+            _write(_SANE)  # a line editor that a signal tears down leaves some of it undone
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 @contextmanager
@@ -47,8 +48,9 @@ def interrupt_allowed() -> Iterator[None]:
     try:
         yield
     finally:
-        _write(_LEAVE_PASTES)
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, held)
+        with suppress(OSError, termios.error):
+            _write(_LEAVE_PASTES)
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, held)
 
 
 def read_key(ask: Callable[[], None], keys: Collection[str], cancel: threading.Event) -> str:

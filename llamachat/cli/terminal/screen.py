@@ -9,9 +9,11 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from llamachat.chat.events import Answer, AnswerEvents
+from llamachat.cli.chat_wishes import ChatOptions
 from llamachat.cli.context import keeping_context, restore_context
 from llamachat.cli.describing import describe_length, describe_read_again, describe_resumed
-from llamachat.cli.opening import ChatOptions, OpenChat, open_chat
+from llamachat.cli.live_chat import OpenChat
+from llamachat.cli.opening import open_chat
 from llamachat.cli.output import out
 from llamachat.cli.question import read_text
 from llamachat.cli.terminal.commands import Reply, Stream, escape, is_command, run_command, unescape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamachat.cli.opening import OpenChat
+from llamachat.cli.live_chat import OpenChat
 from llamachat.errors import TokensUnknown
 
 

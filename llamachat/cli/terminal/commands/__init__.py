@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from textwrap import fill
 
-from llamachat.cli.opening import OpenChat
+from llamachat.cli.live_chat import OpenChat
 from llamachat.cli.terminal.commands.command import PREFIX, BadCommand, Command, Reply, Stream
 from llamachat.cli.terminal.commands.keep import KEEP
 from llamachat.cli.terminal.commands.look import LOOK
@@ -51,7 +51,8 @@ def run_command(line: str, chat: OpenChat) -> Reply:
     name, argument = (*line.split(maxsplit=1), "")[:2]
     command = COMMANDS.get(name)
     if command is None:
-        near = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, COMMANDS, 2, 0.7)
+        word = name.lower()
+        near = [_ELSEWHERE[word]] if word in _ELSEWHERE else difflib.get_close_matches(word, COMMANDS, 2, 0.7)
         guess = f"Did you mean {' or '.join(near)}?" if near else "See /help."
         return Reply(f"There is no {name}. {guess} To send it as a message, begin with {PREFIX * 2}")
     try:

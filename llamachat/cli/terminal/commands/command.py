@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llamachat.chat.events import AnswerEvents
-from llamachat.cli.opening import OpenChat
+from llamachat.cli.live_chat import OpenChat
 from llamachat.errors import LlamachatError
 
 PREFIX = "/"

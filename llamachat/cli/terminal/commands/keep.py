@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from llamachat.chat.export import FORMATS, export_session, form_of, other_branches, tree_of, write_export
 from llamachat.chat.history import History, SessionTree
+from llamachat.cli.chat_wishes import is_held_with
 from llamachat.cli.context import keep_context, restore_context
 from llamachat.cli.describing import describe_branches, describe_resumed
 from llamachat.cli.format import count, moment
-from llamachat.cli.opening import OpenChat, is_held_with
+from llamachat.cli.live_chat import OpenChat
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.errors import LlamachatError
 from llamachat.paths import expand_user

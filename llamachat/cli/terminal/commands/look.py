@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.window import places_shown
-from llamachat.cli.opening import OpenChat
+from llamachat.cli.live_chat import OpenChat
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 
 _SHOWN_CHARACTERS = 50

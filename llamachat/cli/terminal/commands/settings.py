@@ -11,8 +11,9 @@ import typer
 
 from llamachat.chat.history.titles import make_title
 from llamachat.chat.session import Overflow
+from llamachat.cli.chat_wishes import Reasoning
 from llamachat.cli.describing import describe_unmet
-from llamachat.cli.opening import OpenChat, Reasoning
+from llamachat.cli.live_chat import OpenChat
 from llamachat.cli.options import parse_adapter
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.engine.base import LoraAdapter
@@ -151,7 +152,7 @@ def _reasoning(chat: OpenChat, argument: str) -> Reply:
         raise BadCommand(f"There is no /reasoning {argument}.", f"There are: {', '.join(REASONING_MODES)}.")
     if wanted:
         chat.set_reasoning(wanted)
-    mode = chat.reasoning
+    mode = chat.options.thinks
     return Reply(describe_unmet(chat.session, mode) or f"Thinking before answers: {_REASONING[mode]}.")
 
 

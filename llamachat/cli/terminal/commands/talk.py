@@ -8,7 +8,7 @@ from pathlib import Path
 from llamachat.cli.context import keep_context
 from llamachat.cli.describing import describe_length
 from llamachat.cli.format import count
-from llamachat.cli.opening import OpenChat
+from llamachat.cli.live_chat import OpenChat
 from llamachat.cli.question import read_text
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
 from llamachat.cli.terminal.commands.settings import parse_settings
