@@ -330,3 +330,9 @@ def test_nothing_is_held_without_need_or_end() -> None:
     assert held_back("👩‍") == 2
     assert held_back("ö" + "\u0301" * (MOST_HELD - 1)) == MOST_HELD
     assert held_back("ö" + "\u0301" * MOST_HELD) == 0
+
+
+def test_a_row_that_is_wider_on_this_terminal_than_elsewhere_is_whole_once_it_is_final() -> None:
+    text = "word " * 6 + "\U0001f44d\U0001f3fd" * 4 + " the end of it"  # four cells each here, two on others
+    screen = Screen().show(text[i : i + 3] for i in range(0, len(text), 3))
+    assert re.sub(r"\s+", "", screen.text) == re.sub(r"\s+", "", text)

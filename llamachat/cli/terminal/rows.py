@@ -11,6 +11,8 @@ from llamachat.cli.terminal.size import Size
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"  # drawn as one picture by terminals that know synchronized output
 _NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
 _SGR = re.compile(r"\x1b\[[0-9;]*m")
+_UNSURE = re.compile("[\u200d\ufe0f\U0001f3fb-\U0001f3ff\U0001f1e6-\U0001f1ff]")
+"""Parts of emoji of which terminals make one, or several beside each other: such a row may be too wide for some."""
 
 
 class ChangingRows:
@@ -34,7 +36,8 @@ class ChangingRows:
         new = [*final, *changing[-room:]]
         if new == old and not final:
             return
-        same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), len(old))
+        differs = (a != b or (i < len(final) and _is_cut(b)) for i, (a, b) in enumerate(zip(old, new, strict=False)))
+        same = next((i for i, row_differs in enumerate(differs) if row_differs), len(old))
         same = max(min(same, len(old) - 1, len(new) - 1), 0)  # the cursor is never before the first row to write
         clear = "\x1b[J" if len(old) > len(new) or size.columns != self._columns else ""
         rows = self._rows(new, same, n_final=len(final))
@@ -56,9 +59,14 @@ class ChangingRows:
 
     def _rows(self, rows: Sequence[str], start: int, *, n_final: int) -> str:
         """What writes rows from the one at `start` on; changing ones do not wrap, however wide their emoji are."""
-        final = "".join(f"\x1b[K{row}\r\n" for row in rows[start:n_final])
+        final = "".join(f"\x1b[{'J' if _is_cut(row) else 'K'}{row}\r\n" for row in rows[start:n_final])
         changing = "\r\n".join(f"\x1b[K{row}" for row in rows[max(start, n_final) :])
         return final + (f"{_NO_WRAP}{changing}{_WRAP}" if changing else "")
+
+
+def _is_cut(row: str) -> bool:
+    """Whether a row may have been cut off at the edge while it was changing, and is to be written whole now."""
+    return bool(_UNSURE.search(row))
 
 
 def _wraps_again() -> bool:
