@@ -444,12 +444,20 @@ def test_a_file_goes_before_the_next_message(talk: Talk, tmp_path: Path) -> None
         talk.do(f"/file {path}")
 
 
+@pytest.mark.parametrize("form", ["{}", '"{}"', "'{}'"])
+def test_a_file_with_blanks_in_its_name(talk: Talk, tmp_path: Path, form: str) -> None:
+    path = tmp_path / "my notes.txt"
+    path.write_text("Facts.", encoding="utf-8")
+    assert talk.do(f"/file {form.format(path)}").text.startswith("my notes.txt (")
+    assert talk.do("/file " + str(path).replace(" ", "\\ ")).text.startswith("my notes.txt (")
+
+
 def test_several_files_by_wildcards(talk: Talk, tmp_path: Path) -> None:
     for name in ("b.md", "a.md", "[1].md", "c.txt"):
         (tmp_path / name).write_text(name)
     assert talk.do(f"/file {tmp_path}/[1].md").text == "[1].md (6 tokens) goes before your next message."
     assert talk.do(f"/file {tmp_path}/?.md").text == "a.md (4 tokens), b.md (4 tokens) go before your next message."
-    assert talk.chat.attached == ["[1].md", "a.md", "b.md"]
+    assert talk.chat.attached == ["[1].md", "a.md:\na.md", "b.md:\nb.md"], "which is which"
     (tmp_path / "d.md").write_bytes(b"\0")
     for pattern in ("?.md", "*.py"):
         with pytest.raises(LlamachatError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import islice
 from pathlib import Path
 
@@ -85,15 +86,26 @@ def _file(chat: OpenChat, argument: str) -> Reply:
     if not argument:
         raise BadCommand("/file needs the path of a text file.", "For example: /file notes.txt, or /file src/*.py")
     texts = {path: _read(path) for path in _paths(argument)}  # all of them, or none
-    chat.attached += texts.values()
+    chat.attached += [f"{path.name}:\n{text}" for path, text in texts.items()] if len(texts) > 1 else texts.values()
     tokenizer = chat.session.engine.tokenizer
     rows = [f"{path.name} ({describe_length(text, tokenizer)})" for path, text in texts.items()]
     return Reply(f"{', '.join(rows)} {'go' if len(rows) > 1 else 'goes'} before your next message.")
 
 
+def _unquoted(argument: str) -> str:
+    """A path as a shell would take it, if it is one."""
+    try:
+        words = shlex.split(argument)
+    except ValueError:  # a quote that is never closed
+        return argument
+    return words[0] if len(words) == 1 else argument
+
+
 def _paths(argument: str) -> list[Path]:
     """The file of that name; or else, by its wildcards, several."""
     path = expand_user(argument)
+    if not path.exists():
+        path = expand_user(argument := _unquoted(argument))
     if path.exists() or not set("*?[") & set(argument):
         return [path]
     matches = (match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if match.is_file())
