@@ -18,6 +18,7 @@ from llamachat.engine.base import (
     Engine,
     Event,
     GenerationRequest,
+    GenerationStats,
     Prefill,
     Remark,
     ThoughtText,
@@ -70,6 +71,11 @@ def generate(
     if reader.is_broken:
         yield Notice("The model began to call a tool, but not in a form that can be read: it is shown as it is.")
     return calls
+
+
+def is_shifted(request: GenerationRequest, stats: GenerationStats) -> bool:
+    """Whether what follows the cut was still in the KV cache, which may have held something else."""
+    return request.cut is not None and stats.n_reused is not None and stats.n_reused > request.cut.start
 
 
 def _until(stop_ids: Collection[int], events: Iterator[Event], halt: threading.Event) -> Iterator[Event]:

@@ -8,7 +8,6 @@ their place in it; they stay in the conversation.
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 from llamachat.chat.compaction import n_to_sum_up
 from llamachat.chat.events import Answer, AnswerEvents, LeftOut, Notice, SessionEvent, ToolCalled, ToolReturned
-from llamachat.chat.generation import generate
+from llamachat.chat.generation import generate, is_shifted
 from llamachat.chat.message import Conversation, Message
 from llamachat.chat.prompt import Prompt
 from llamachat.chat.reading import AnswerReader
@@ -29,13 +28,12 @@ from llamachat.chat.tools.use import MAX_STEPS, Toolbox, use_tool
 from llamachat.chat.tools.values import Tool, WrittenCall
 from llamachat.chat.unfinished import UnfinishedAnswer
 from llamachat.chat.window import Fit, Window, fit, make_window, shown
-from llamachat.engine.base import Engine, GenerationRequest, GenerationStats
+from llamachat.engine.base import Engine, GenerationRequest
 from llamachat.engine.sampling import SamplingParams
 from llamachat.errors import BadConversation, ForbiddenTags, LlamachatError, NoToolCalls, WindowFull
 
 Overflow = Literal["drop", "stop", "compact"]
 
-_N_SEEDS = 2**32 - 1
 _RESULT_SHARE = 4
 """The results of one step take a quarter of the window at most."""
 
@@ -271,7 +269,7 @@ class Session:
         aside = Session(
             self.engine,
             self.template,
-            _seeded(self.sampling),
+            self.sampling.with_seed(),
             max_tokens=max_tokens,
             strict_tags=self.strict_tags,
             thinking=False,
@@ -305,7 +303,7 @@ class Session:
             fitted = self._fit(asked)
         self._require_room(fitted)
         is_repeatable = sampling.seed is not None
-        sampling = _seeded(sampling)
+        sampling = sampling.with_seed()
         yield from self._tell(fitted, cancel)
         unfinished = UnfinishedAnswer(self.record.begin(asked, sampling), is_repeatable=is_repeatable)
         finished = False
@@ -387,7 +385,7 @@ class Session:
             self.record.write(unfinished.content, unfinished.reasoning)
 
         calls = yield from generate(self.engine, request, reader, unfinished, cancel, keep)
-        unfinished.is_rest_read_again |= fitted.n_turns > 0 and not _is_shifted(request, unfinished.all_stats[-1])
+        unfinished.is_rest_read_again |= fitted.n_turns > 0 and not is_shifted(request, unfinished.all_stats[-1])
         return calls
 
     def _reader(self, unfinished: UnfinishedAnswer, prompt: Prompt) -> AnswerReader:
@@ -449,14 +447,3 @@ class Session:
     def _grow(self, unfinished: UnfinishedAnswer, key: int | None) -> None:
         self._pending = None
         self.conversation = unfinished.conversation(key)
-
-
-def _seeded(sampling: SamplingParams) -> SamplingParams:
-    """With a seed to be kept with the answer, unless a server chooses it."""
-    is_chosen = sampling.seed is not None or "seed" in sampling.left_open
-    return sampling if is_chosen else replace(sampling, seed=secrets.randbelow(_N_SEEDS))
-
-
-def _is_shifted(request: GenerationRequest, stats: GenerationStats) -> bool:
-    """Whether what follows the cut was still in the KV cache, which may have held something else."""
-    return request.cut is not None and stats.n_reused is not None and stats.n_reused > request.cut.start

@@ -5,10 +5,12 @@ The chain is llama.cpp's: penalties → top-k → typical → top-p → min-p �
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 _PENALTY_WINDOW = 64
+_N_SEEDS = 2**32 - 1
 _MIN_KEEP = 1
 
 
@@ -34,6 +36,12 @@ class SamplingParams:
         changed = {name: value for name, value in values.items() if value is not None}
         still_open = self.left_open - changed.keys()
         return replace(self, **changed, left_open=still_open) if changed else self  # type: ignore[arg-type]
+
+    def with_seed(self) -> SamplingParams:
+        """With a seed of its own, by which the answer can be had again; unless a server is to choose one."""
+        if self.seed is not None or "seed" in self.left_open:
+            return self
+        return replace(self, seed=secrets.randbelow(_N_SEEDS))
 
     def chosen(self) -> dict[str, float | int | None]:
         """The values that were chosen, by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from llamachat.chat.message import Conversation, Message
-from llamachat.chat.prompt import Part, Prompt
+from llamachat.chat.prompt import Prompt, Text
 from llamachat.chat.reasoning import Place, ReasoningTags
 from llamachat.chat.templates.base import PromptTemplate
 from llamachat.engine.base import Tokenizer
@@ -29,13 +29,12 @@ class Served(PromptTemplate):
         super().__init__()
         self._view = view
 
-    def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Prompt:  # noqa: ARG002
+    def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Prompt:
         """See `PromptTemplate`. Without the server's own view, the messages are shown."""
         if not conversation.messages:
             raise BadConversation("There is nothing to answer.", "Begin the conversation with a user message.")
-        messages = conversation.spoken()
-        plain = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
-        seen = self._view(messages)
+        plain = "".join(part.text for part in self.parts(conversation, tokenizer))
+        seen = self._view(conversation.spoken())
         if seen is None:
             return Prompt((), plain, is_counted=False)
         ids, text = seen
@@ -45,6 +44,7 @@ class Served(PromptTemplate):
         """See `PromptTemplate`. A server whose prompt begins the thoughts tells them apart itself."""
         return "answer" if last.role == "assistant" and last.content else "start"
 
-    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Part]:
-        """There are none: see `render`."""
-        raise NotImplementedError
+    def parts(self, conversation: Conversation, tokenizer: Tokenizer) -> Iterator[Text]:  # noqa: ARG002
+        """What is sent, for people to read: a server that does not tell more makes its own prompt of it."""
+        for i, message in enumerate(conversation.spoken()):
+            yield Text(("\n\n" if i else "") + f"{message['role']}: {message['content']}")
