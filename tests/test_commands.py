@@ -427,7 +427,7 @@ def test_context_and_pin(talk: Talk) -> None:
 
 def test_figures_of_an_answer_without_a_token_tell_no_speed_of_it(talk: Talk) -> None:
     talk.say("One")
-    shown = talk.do("/stats").text
+    shown = " ".join(talk.do("/stats").text.split())
     assert "answer 0 tokens · template" in shown
     assert "first token" not in shown
     talk.say("Two", b"2", b"3")

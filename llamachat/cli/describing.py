@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llamachat.chat.compaction import Compacted, Compacting, NotCompacted
 from llamachat.chat.events import Answer, LeftOut, Thought, ToolCalled, ToolReturned
@@ -13,6 +13,9 @@ from llamachat.chat.templates import Served
 from llamachat.cli.format import count
 from llamachat.engine.base import Tokenizer
 from llamachat.errors import TokensUnknown
+
+WHO: Mapping[str, str] = {"user": "you", "assistant": "model", "system": "system"}
+"""What those who say something are called in lists."""
 
 _RESULT_LINES = 3
 _RESULT_COLUMNS = 200
@@ -122,7 +125,7 @@ def speaker(stored: StoredMessage) -> str:
         return stored.facts.model
     if stored.message.n_summarized:
         return "llamachat"
-    return {"user": "you", "assistant": "model", "system": "system"}[stored.message.role]
+    return WHO[stored.message.role]
 
 
 def describe_thought(thought: Thought) -> str:

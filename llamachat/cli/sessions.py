@@ -129,18 +129,17 @@ def search(
       llamachat sessions search frozen lake
       llamachat sessions search 湖水 --json
     """
+    from llamachat.cli.describing import WHO
+
     with _history() as history:
         hits = history.search(" ".join(words)) if history else []
     if as_json:
         out.json({"hits": [asdict(hit) for hit in hits]})
         return
-    rows = [[str(hit.session), moment(hit.created), _WHO[hit.role], hit.excerpt, hit.title] for hit in hits]
+    rows = [[str(hit.session), moment(hit.created), WHO[hit.role], hit.excerpt, hit.title] for hit in hits]
     out.table([">ID", "WHEN", "WHO", "MESSAGE", "TITLE?"], rows)
     if not hits:
         out.note("Nothing found.")
-
-
-_WHO = {"user": "you", "assistant": "model"}
 
 
 @app.command("export")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from textwrap import fill
 from typing import TYPE_CHECKING
 
 from llamachat.chat.events import Answer, AnswerEvents
@@ -23,7 +22,7 @@ from llamachat.cli.terminal.interrupt import SAME_WISH_S, cancel_on_interrupt, l
 from llamachat.cli.terminal.mentions import mentioned_files, unescape_mentions
 from llamachat.cli.terminal.reader import Reader, open_reader
 from llamachat.cli.terminal.showing import Showing
-from llamachat.cli.terminal.size import terminal_size
+from llamachat.cli.terminal.size import wrapped
 from llamachat.cli.terminal.toolbar import Toolbar
 from llamachat.errors import LlamachatError, PromptTooLong
 
@@ -50,7 +49,7 @@ def run_screen(chat: OpenChat, reader: Reader, *, show_stats: bool) -> None:
     toolbar = Toolbar(chat)
     words: Mapping[str, Words] = {"/resume": lambda: session_words(chat), "/model": lambda: model_words(chat)}
     reader.attach(toolbar=toolbar, count_tokens=toolbar.count_tokens, words=words)
-    out.note(fill(chat.describe(), terminal_size().columns, break_on_hyphens=False))
+    out.note(wrapped(chat.describe()))
     if chat.resumed:
         out.note(describe_resumed(chat.resumed))
         with reader.allow_interrupt():
@@ -167,7 +166,7 @@ def _finish(chat: OpenChat, answer: Answer, *, shown: bool, show_stats: bool) ->
     if again := describe_read_again(answer):
         out.note(again)
     if show_stats:
-        out.note(chat.describe_stats(answer))
+        out.note(wrapped(chat.describe_stats(answer)))
 
 
 def _is_in_thoughts(answer: Answer) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from textwrap import fill
 from typing import NamedTuple
 
 
@@ -21,3 +22,8 @@ def terminal_size() -> Size:
     except (OSError, ValueError):
         return Size(80, 24)
     return Size(found.columns or 80, found.lines or 24)
+
+
+def wrapped(text: str) -> str:
+    """A long line broken between its words, where the terminal would break it within one."""
+    return fill(text, terminal_size().columns, break_on_hyphens=False)

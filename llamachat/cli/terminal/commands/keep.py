@@ -8,7 +8,7 @@ from llamachat.chat.export import FORMATS, export_session, form_of, other_branch
 from llamachat.chat.history import History, SessionTree
 from llamachat.cli.chat_wishes import is_held_with
 from llamachat.cli.context import keep_context, restore_context
-from llamachat.cli.describing import describe_branches, describe_resumed
+from llamachat.cli.describing import WHO, describe_branches, describe_resumed
 from llamachat.cli.format import count, moment
 from llamachat.cli.live_chat import OpenChat
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
@@ -57,7 +57,7 @@ def _search(chat: OpenChat, argument: str) -> Reply:
     if not argument:
         raise BadCommand("/search needs words.", "For example: /search dragons")
     hits = _history(chat).search(argument)
-    lines = [f"{hit.session:>5}  {hit.title}\n       {hit.role}: {hit.excerpt}" for hit in hits]
+    lines = [f"{hit.session:>5}  {hit.title}\n       {WHO[hit.role]}: {hit.excerpt}" for hit in hits]
     return Reply("\n".join(lines) or f"Nothing that was said holds {argument!r}.")
 
 

@@ -8,6 +8,7 @@ from llamachat.chat.message import Conversation, Message
 from llamachat.chat.window import places_shown
 from llamachat.cli.live_chat import OpenChat
 from llamachat.cli.terminal.commands.command import BadCommand, Command, Reply
+from llamachat.cli.terminal.size import wrapped
 
 _SHOWN_CHARACTERS = 50
 _NO_COUNT = "/stats tells the tokens of the last prompt as a whole, if the server does."
@@ -76,7 +77,7 @@ def _prompt(chat: OpenChat, _argument: str) -> Reply:
 def _stats(chat: OpenChat, _argument: str) -> Reply:
     if chat.last_answer is None:
         raise BadCommand("There are no figures yet.", "Ask something first.")
-    return Reply(f"{chat.describe()}\n{chat.describe_stats(chat.last_answer)}")
+    return Reply(f"{wrapped(chat.describe())}\n{wrapped(chat.describe_stats(chat.last_answer))}")
 
 
 LOOK = (
