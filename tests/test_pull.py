@@ -270,7 +270,7 @@ def test_what_is_the_same_in_a_repository_that_changed_is_used_again(
 ) -> None:
     hub.faults[SHARDS[2]] = SlowTail()
     process = start("--keep-checkpoint")
-    _wait_until(lambda: any((home / "staging").glob("*--q8_0.journal")) and _is_used_up(home), process)
+    _wait_until(lambda: _is_used_up(home) and _has_arrived(home, SHARDS[1]), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     hub.faults.clear()
@@ -323,6 +323,12 @@ class Notes(Silent):
 
     def notice(self, text: str) -> None:
         self.texts.append(text)
+
+
+def _has_arrived(home: Path, shard: str) -> bool:
+    """Whether a shard is whole: what is still to come of it stands in a journal."""
+    staging = home / "staging"
+    return any(staging.glob(f"*/{shard}")) and not any(staging.glob(f"*/{shard}.journal"))
 
 
 def _is_used_up(home: Path) -> bool:
