@@ -326,9 +326,10 @@ class Notes(Silent):
 
 
 def _has_arrived(home: Path, shard: str) -> bool:
-    """Whether a shard is whole: what is still to come of it stands in a journal."""
+    """Whether a shard is whole, and the next one on its way: what is still to come of one stands in a journal."""
     staging = home / "staging"
-    return any(staging.glob(f"*/{shard}")) and not any(staging.glob(f"*/{shard}.journal"))
+    is_here = any(staging.glob(f"*/{shard}")) and not any(staging.glob(f"*/{shard}.journal"))
+    return is_here and any(staging.glob(f"*/{SHARDS[SHARDS.index(shard) + 1]}.journal"))
 
 
 def _is_used_up(home: Path) -> bool:

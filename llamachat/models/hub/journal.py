@@ -83,8 +83,7 @@ class Journal:
 
         After a power failure it may still be the one before, unless the directory is synced, too.
         """
-        place = journal_path(path)
-        beside = place.with_name(f"{place.name}.new")
+        place, beside = journal_path(path), _beside(path)
         runs = to_runs(self.finished)
         value = {
             "schema": _SCHEMA,
@@ -141,6 +140,16 @@ def _only_on_disk(journal: Journal, path: Path) -> Journal:
     if n_there >= journal.size_bytes:
         return journal
     return journal.only(n_there // RANGE_BYTES)
+
+
+def remove_journal(path: Path) -> None:
+    """Remove the journal of a file, and one that a killed process had begun to write in its place."""
+    for place in (journal_path(path), _beside(path)):
+        place.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.journal.new")
 
 
 def journal_path(path: Path) -> Path:

@@ -21,6 +21,7 @@ from llamachat.models.hub.journal import (
     journal_path,
     range_count,
     read_journal,
+    remove_journal,
 )
 from llamachat.models.hub.repository import RemoteFile
 
@@ -88,7 +89,7 @@ def move_arrived(
     sync_directory(target.parent)
     source.rename(target)
     sync_directory(target.parent)
-    journal_path(source).unlink(missing_ok=True)
+    remove_journal(source)
     return True
 
 
